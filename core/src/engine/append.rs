@@ -1,0 +1,157 @@
+//! The lane of appends: batches that are repeated until they are stored.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use tokio::time::Instant;
+
+use super::{
+    Shared,
+    interest::Owned,
+    lane::{Job, LaneQueue},
+    retry::{Backoff, within},
+    writer::Pending,
+};
+use crate::{
+    error::{Applied, Error, ErrorKind},
+    session::EndReason,
+    storage::{Appended, Entered, OpenStream, Storage, StreamEnd},
+};
+
+impl<S: Storage> Shared<S> {
+    pub(super) async fn run_appends(self: Arc<Self>, mut queue: LaneQueue<Pending, Appended>) {
+        while let Some(batch) = queue.batch().await {
+            self.flush(batch).await;
+        }
+    }
+
+    /// Stores a batch, repeating it until each job is stored or has run out of
+    /// time. Nothing of the lane overtakes it.
+    async fn flush(self: &Arc<Self>, mut batch: Vec<Job<Pending, Appended>>) {
+        let mut backoff = Backoff::new(self.limits.catch_up());
+        while !batch.is_empty() {
+            let appends: Vec<_> = batch.iter().map(|job| job.item.append.clone()).collect();
+            let result = within("append", self.deadline(), self.storage.append(&appends)).await;
+            self.note(&result);
+            let error = match result {
+                Ok(answers) if answers.len() == batch.len() => {
+                    batch = self.flushed(batch, answers).await;
+                    continue;
+                }
+                Ok(_) => Error::new(ErrorKind::Corrupt, "append")
+                    .with_message("the backend gave another number of answers"),
+                Err(error) => error,
+            };
+            let now = Instant::now();
+            let mut rest = Vec::with_capacity(batch.len());
+            for job in batch {
+                if error.is_retryable() && job.item.deadline > now {
+                    self.hand_over_unstored(&job.item);
+                    rest.push(job);
+                } else {
+                    self.give_up(&job.item);
+                    // Its last try may still take effect.
+                    let error = Error::new(error.kind(), error.operation())
+                        .with_applied(Applied::Unknown)
+                        .with_message(error.to_string());
+                    job.answer(Err(error));
+                }
+            }
+            batch = rest;
+            if !batch.is_empty() {
+                backoff.wait().await;
+            }
+        }
+    }
+
+    /// Answers the jobs; those whose stream the backend has lost, although the
+    /// session lives, come back to be stored again once it is open again.
+    async fn flushed(
+        self: &Arc<Self>,
+        batch: Vec<Job<Pending, Appended>>,
+        answers: Vec<Appended>,
+    ) -> Vec<Job<Pending, Appended>> {
+        let mut again = Vec::new();
+        let mut reopened: Vec<(Arc<Owned>, bool)> = Vec::new();
+        for (job, answer) in batch.into_iter().zip(answers) {
+            let lost = answer == Appended::NoStream && job.item.append.event.is_some();
+            if let (true, Some(owned)) = (lost, &job.item.owned) {
+                let known = reopened.iter().find(|(other, _)| Arc::ptr_eq(other, owned));
+                let open = match known {
+                    Some((_, open)) => *open,
+                    None => {
+                        let open = self.reopen(owned).await;
+                        reopened.push((Arc::clone(owned), open));
+                        open
+                    }
+                };
+                if open {
+                    again.push(job);
+                    continue;
+                }
+            }
+            let Pending {
+                append,
+                owned,
+                passed,
+                ..
+            } = &job.item;
+            let writer = owned.as_ref().map(|owned| (owned, owned.state.lock()));
+            let result = self.appended(append, writer, answer, *passed);
+            job.answer(result.map(|_| answer));
+        }
+        again
+    }
+
+    async fn reopen(self: &Arc<Self>, owned: &Owned) -> bool {
+        metrics::counter!("mcp_adapter_streams_reopened_total").increment(1);
+        let open = self.open_stream(owned);
+        let entered = self
+            .step("enter", |storage| {
+                storage.enter(&owned.session, &owned.principal, Some(&open))
+            })
+            .await;
+        matches!(entered, Ok(Entered::Session { .. }))
+    }
+
+    pub(super) fn open_stream(&self, owned: &Owned) -> OpenStream {
+        OpenStream {
+            stream: owned.stream.clone(),
+            owner: self.me,
+            request: owned.request.clone(),
+            max_open: self.limits.open_streams(),
+            max_principal_bytes: self.limits.principal_bytes(),
+        }
+    }
+
+    /// A result whose backend is away goes to the socket that waits for it here,
+    /// without an id (clause F1).
+    fn hand_over_unstored(&self, pending: &Pending) {
+        let terminal = pending.append.finish.is_some() && !pending.passed;
+        if let (true, Some(owned), Some(event)) = (terminal, &pending.owned, &pending.append.event)
+            && let Some(local) = owned.state.lock().local.take()
+        {
+            metrics::counter!("mcp_adapter_results_unstored_total").increment(1);
+            local.pass_unstored(event.data.clone());
+            local.finish(EndReason::Finished);
+        }
+    }
+
+    fn give_up(&self, pending: &Pending) {
+        if let (true, Some(owned)) = (pending.append.finish.is_some(), &pending.owned) {
+            metrics::counter!("mcp_adapter_results_dropped_total").increment(1);
+            owned.state.lock().orphaned = true;
+        }
+    }
+
+    /// Ends a stream whose finish did not reach the backend in time.
+    pub(super) fn finish_orphan(self: &Arc<Self>, owned: &Arc<Owned>) {
+        {
+            let mut state = owned.state.lock();
+            if !std::mem::take(&mut state.orphaned) || self.closed.load(Ordering::Acquire) {
+                return;
+            }
+            state.finishing = false;
+        }
+        drop(self.write(owned, None, Some(StreamEnd::OwnerLost)));
+    }
+}

@@ -1,0 +1,307 @@
+//! The wake-up link and the catch-up that makes up for what it loses (clauses
+//! C5, E1, F2).
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+
+use super::{
+    Link, Shared,
+    interest::{Follow, Owned, Snapshot, Wait},
+    retry::{Backoff, within},
+};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    id::{Position, SessionKey},
+    session::{EndReason, Revocation},
+    signal::Signal,
+    storage::{
+        Cursor, Door, Knock, Read, RequestKey, RequestState, Storage, StreamEnd, StreamState,
+    },
+};
+
+/// Streams or requests in one batched read of the catch-up.
+const BATCH: usize = 512;
+
+/// What this instance has of one stream: written and followed here, it is read
+/// once.
+#[derive(Default)]
+struct Interest {
+    owned: Option<Arc<Owned>>,
+    follows: Vec<Arc<Follow>>,
+}
+
+impl<S: Storage> Shared<S> {
+    pub(super) async fn run_link(self: Arc<Self>) {
+        let mut backoff = Backoff::new(self.limits.catch_up());
+        loop {
+            let opened = Instant::now();
+            if let Err(error) = self.run_one_link().await {
+                tracing::warn!(%error, "the wake-up link is down");
+            }
+            self.link.send_replace(Link::Down);
+            let now = self.millis();
+            let _ = self
+                .link_down
+                .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+            metrics::counter!("mcp_adapter_links_lost_total").increment(1);
+            if opened.elapsed() > self.limits.probe_after() {
+                backoff = Backoff::new(self.limits.catch_up());
+            }
+            backoff.wait().await;
+        }
+    }
+
+    async fn run_one_link(self: &Arc<Self>) -> Result<()> {
+        let generation = within("attach", self.deadline(), self.storage.attach(self.me)).await?;
+        let mut knocks =
+            within("doorbell", self.deadline(), self.storage.doorbell(self.me)).await?;
+        // Writers first: from the next event on they write to a new epoch if
+        // the backend may have lost the end of the old one.
+        let former = self.generation.lock().replace(generation.clone());
+        if former.is_some_and(|former| former != generation) {
+            tracing::warn!("the backend came back with another history; writers open a new epoch");
+            for owned in self.interests.all_owned() {
+                owned.state.lock().open_epoch();
+            }
+        }
+        self.everything();
+        self.link_down.store(0, Ordering::Relaxed);
+        self.link.send_replace(Link::Up);
+        let mut probes = 0;
+        loop {
+            let silent = Instant::now() + self.limits.probe_after();
+            let knock = match timeout_at(silent, knocks.next()).await {
+                Ok(knock) => knock,
+                Err(_) => {
+                    probes += 1;
+                    let until = Instant::now() + self.limits.probe_timeout();
+                    let probe = [(Door::Of(self.me), Knock::Probe(probes))];
+                    within("probe", until, self.storage.knock(&probe)).await?;
+                    timeout_at(until, knocks.next()).await.map_err(|_| {
+                        Error::new(ErrorKind::Timeout, "probe")
+                            .with_message("nothing comes through the wake-up link")
+                    })?
+                }
+            };
+            match knock {
+                Some(knock) => self.knocked(knock?),
+                None => return Err(Error::new(ErrorKind::Unavailable, "doorbell")),
+            }
+        }
+    }
+
+    fn knocked(&self, knock: Knock) {
+        match knock {
+            Knock::Wake(session, target) => {
+                let owned = self.interests.wake(&session, &target);
+                if !owned.is_empty() {
+                    self.checks.lock().extend(owned);
+                    self.checked.notify_one();
+                }
+            }
+            Knock::Everything => self.everything(),
+            Knock::Probe(_) => {}
+            Knock::Signal {
+                from,
+                channel,
+                payload,
+            } => self
+                .listeners
+                .deliver(&channel, &Signal::new(from, payload)),
+        }
+    }
+
+    /// Anything may have been missed: everybody looks.
+    fn everything(&self) {
+        let all = self.interests.snapshot(Duration::MAX);
+        all.follows.iter().for_each(|follow| follow.wake());
+        all.waits.iter().for_each(|wait| wait.wake());
+        if !all.owned.is_empty() {
+            self.checks.lock().extend(all.owned);
+            self.checked.notify_one();
+        }
+    }
+
+    pub(super) async fn run_catch_up(self: Arc<Self>) {
+        let renew = self.limits.idle_ttl() / 3;
+        let mut tick = interval(self.limits.catch_up().min(renew));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let due = tokio::select! {
+                _ = tick.tick() => self.interests.snapshot(renew),
+                () = self.checked.notified() => Snapshot {
+                    owned: std::mem::take(&mut *self.checks.lock()),
+                    ..Snapshot::default()
+                },
+            };
+            self.catch_up(due).await;
+        }
+    }
+
+    async fn catch_up(self: &Arc<Self>, due: Snapshot) {
+        let Snapshot {
+            owned,
+            follows,
+            waits,
+            mut touch,
+        } = due;
+        let mut streams: Vec<Interest> = Vec::new();
+        let mut index = std::collections::HashMap::new();
+        for owned in owned {
+            index.insert((owned.session, owned.stream.clone()), streams.len());
+            streams.push(Interest {
+                owned: Some(owned),
+                ..Interest::default()
+            });
+        }
+        for follow in follows {
+            let at = *index
+                .entry((follow.session, follow.stream.clone()))
+                .or_insert_with(|| {
+                    streams.push(Interest::default());
+                    streams.len() - 1
+                });
+            streams[at].follows.push(follow);
+        }
+        for batch in streams.chunks(BATCH) {
+            self.look_at_streams(batch, &mut touch).await;
+        }
+        for batch in waits.chunks(BATCH) {
+            self.look_at_waits(batch).await;
+        }
+    }
+
+    async fn look_at_streams(
+        self: &Arc<Self>,
+        batch: &[Interest],
+        touch: &mut HashSet<SessionKey>,
+    ) {
+        let cursors: Vec<_> = batch
+            .iter()
+            .filter_map(|Interest { owned, follows }| {
+                let (session, stream) = match (owned, follows.first()) {
+                    (Some(owned), _) => (owned.session, &owned.stream),
+                    (None, Some(follow)) => (follow.session, &follow.stream),
+                    (None, None) => return None,
+                };
+                Some(Cursor {
+                    session,
+                    stream: stream.clone(),
+                    after: Position::START,
+                    max_events: 0,
+                    max_bytes: 0,
+                    // Once per session and round.
+                    touch: touch.remove(&session),
+                })
+            })
+            .collect();
+        if cursors.is_empty() {
+            return;
+        }
+        let read = within("catch up", self.deadline(), self.storage.read(&cursors)).await;
+        self.note(&read);
+        let answers = match read {
+            Ok(answers) => answers,
+            Err(error) => {
+                tracing::debug!(%error, "catching up failed; the next round goes on");
+                return;
+            }
+        };
+        for (Interest { owned, follows }, answer) in batch.iter().zip(answers) {
+            if let Some(owned) = owned {
+                self.look_at_owned(owned, &answer);
+            }
+            match answer {
+                Read::Page { state, .. } => self.look_at_follows(follows, &state).await,
+                Read::NoStream | Read::NoSession => {
+                    follows.iter().for_each(|follow| follow.wake());
+                }
+            }
+        }
+    }
+
+    fn look_at_owned(self: &Arc<Self>, owned: &Arc<Owned>, answer: &Read) {
+        match answer {
+            Read::NoSession => {
+                owned.revoke(Revocation::SessionEnded);
+                self.interests.remove_owned(owned);
+            }
+            Read::Page { state, .. } => {
+                if state.end == Some(StreamEnd::OwnerLost) || state.owner != Some(self.me) {
+                    owned.revoke(Revocation::Fenced);
+                    self.interests.remove_owned(owned);
+                    return;
+                }
+                if state.cancelled {
+                    owned.revoke(Revocation::Cancelled);
+                }
+                if let Some(holder) = state.holder {
+                    let mut own = owned.state.lock();
+                    own.remote = Some(holder.instance).filter(|holder| *holder != self.me);
+                    let older = |local: &Arc<Follow>| local.number() < holder.number;
+                    if own.local.as_ref().is_some_and(older)
+                        && let Some(local) = own.local.take()
+                    {
+                        local.end(EndReason::Superseded);
+                    }
+                }
+                if state.end.is_none() {
+                    self.finish_orphan(owned);
+                } else {
+                    self.interests.remove_owned(owned);
+                }
+            }
+            // Not there yet, or lost: the next append opens it again.
+            Read::NoStream => self.finish_orphan(owned),
+        }
+    }
+
+    async fn look_at_follows(self: &Arc<Self>, follows: &[Arc<Follow>], state: &StreamState) {
+        let Some(first) = follows.first() else {
+            return;
+        };
+        let claimed = self
+            .claim_if_dead(&first.session, &first.stream, state)
+            .await;
+        let holder = state.holder.map(|holder| holder.number);
+        let held_by_dead = |follow: &Follow| {
+            follow.number() == 0
+                && state
+                    .holder
+                    .is_none_or(|holder| self.observer.lock().dead(holder.instance).is_some())
+        };
+        for follow in follows {
+            let superseded = follow.number() != 0 && holder != Some(follow.number());
+            let news = follow.number() != 0 && follow.is_behind(state.top);
+            if claimed || superseded || news || state.end.is_some() || held_by_dead(follow) {
+                follow.wake();
+            }
+        }
+    }
+
+    async fn look_at_waits(&self, batch: &[Arc<Wait>]) {
+        let keys: Vec<_> = batch
+            .iter()
+            .map(|wait| RequestKey {
+                session: wait.session,
+                id: wait.id.clone(),
+                token: Some(wait.token),
+            })
+            .collect();
+        let read = within("catch up", self.deadline(), self.storage.requests(&keys)).await;
+        self.note(&read);
+        if let Ok(states) = read {
+            for (wait, state) in batch.iter().zip(states) {
+                if !matches!(state, RequestState::Pending { .. }) {
+                    wait.wake();
+                }
+            }
+        }
+    }
+}

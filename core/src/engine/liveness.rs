@@ -1,0 +1,88 @@
+//! Heartbeats, the dead, and sweeping (clauses F3 and S5).
+
+use std::sync::{Arc, atomic::Ordering};
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::{Shared, retry::within};
+use crate::storage::{Beat, Storage};
+
+/// Things that one step of sweeping may remove.
+const SWEEP_BUDGET: usize = 512;
+/// Steps of one round of sweeping: with a backlog the next round goes on.
+const SWEEP_STEPS: usize = 64;
+/// Leases that a heartbeat is kept for.
+const BEAT_KEPT: u32 = 10;
+
+impl<S: Storage> Shared<S> {
+    pub(super) async fn run_heartbeat(self: Arc<Self>) {
+        let mut tick = interval(self.limits.heartbeat());
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut count = 0;
+        loop {
+            tick.tick().await;
+            count += 1;
+            self.beat(count).await;
+        }
+    }
+
+    async fn beat(&self, count: u64) {
+        let beat = Beat {
+            instance: self.me,
+            count,
+        };
+        let (sent, millis) = (Instant::now(), self.millis());
+        let ttl = self.limits.lease() * BEAT_KEPT;
+        // One try: a later one must not count as sent now.
+        let deadline = sent + self.limits.operation_timeout().min(self.limits.lease() / 4);
+        let beats = within("heartbeat", deadline, self.storage.heartbeat(beat, ttl)).await;
+        self.note(&beats);
+        let mut observer = self.observer.lock();
+        match beats {
+            Ok(beats) => {
+                observer.read(&beats, sent);
+                self.beaten.store(millis, Ordering::Relaxed);
+            }
+            Err(error) => {
+                observer.failed();
+                drop(observer);
+                tracing::warn!(%error, "the heartbeat failed");
+            }
+        }
+    }
+
+    pub(super) async fn run_sweep(self: Arc<Self>) {
+        // Not in step with the heartbeat, which must not wait for it.
+        let mut tick = interval(self.limits.heartbeat());
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.tick().await;
+        loop {
+            tick.tick().await;
+            self.listeners.sweep();
+            self.sweep().await;
+        }
+    }
+
+    async fn sweep(&self) {
+        let dead = self.observer.lock().all_dead();
+        let kept = self.limits.finished_ttl();
+        for _ in 0..SWEEP_STEPS {
+            let step = self.storage.sweep(SWEEP_BUDGET, &dead, kept);
+            let swept = within("sweep", self.deadline(), step).await;
+            self.note(&swept);
+            match swept {
+                Ok(swept) => {
+                    metrics::counter!("mcp_adapter_swept_total").increment(swept.removed as u64);
+                    if !swept.more {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "sweeping failed; the next round goes on");
+                    return;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}

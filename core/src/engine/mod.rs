@@ -1,0 +1,378 @@
+//! The engine: the semantics of the contract, written once over [`Storage`].
+
+mod append;
+mod contract;
+mod interest;
+mod lane;
+mod link;
+mod liveness;
+mod observer;
+mod request;
+mod retry;
+mod signal;
+mod tail;
+mod writer;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::FutureExt;
+use parking_lot::Mutex;
+use tokio::{sync::watch, task::JoinSet, time::Instant};
+
+use self::{
+    interest::{Interests, Owned},
+    lane::{Budget, Lane},
+    observer::Observer,
+    signal::Listeners,
+};
+use crate::{
+    adapter::Health,
+    error::{Error, ErrorKind, Result},
+    id::{InstanceId, SessionKey, StreamId},
+    limits::Limits,
+    storage::{Appended, Generation, Profile, Put, PutRequest, Settle, Settled, Storage},
+};
+
+/// One instance over a backend: implements all roles of the contract for any
+/// [`Storage`]. Cloning it gives the same instance.
+///
+/// Its tasks start with its first use, on the runtime of that use, and end when
+/// the last clone is dropped or [`close`](crate::Adapter::close) was called.
+pub struct Engine<S: Storage> {
+    shared: Arc<Shared<S>>,
+    _alive: Arc<Alive>,
+}
+
+/// An adapter that is an engine with a backend: what implements this has all
+/// traits of the contract.
+pub trait EngineAdapter: fmt::Debug + Send + Sync + 'static {
+    /// The backend.
+    type Storage: Storage;
+
+    /// The engine of this instance.
+    fn engine(&self) -> &Engine<Self::Storage>;
+}
+
+impl<S: Storage> EngineAdapter for Engine<S> {
+    type Storage = S;
+
+    fn engine(&self) -> &Self {
+        self
+    }
+}
+
+/// Stops the tasks with the last handle.
+struct Alive(watch::Sender<bool>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// The state of the wake-up link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Starting,
+    Up,
+    Down,
+}
+
+struct Shared<S> {
+    storage: S,
+    profile: Profile,
+    limits: Limits,
+    me: InstanceId,
+    interests: Interests,
+    listeners: Listeners,
+    observer: Mutex<Observer>,
+    generation: Mutex<Option<Generation>>,
+    lanes: Lanes,
+    /// Queues that the tasks take over at the start.
+    queues: Mutex<Option<Queues>>,
+    /// Tags of shared appends; a tag is given out and its append queued under
+    /// one lock, or a later tag could be stored first and the earlier one be
+    /// taken for a repeat.
+    tags: Vec<Mutex<u64>>,
+    /// One signal at a time.
+    signal_turn: tokio::sync::Mutex<()>,
+    /// Writers that a knock asked to look at their stream.
+    checks: Mutex<Vec<Arc<Owned>>>,
+    checked: tokio::sync::Notify,
+    started: AtomicBool,
+    closed: AtomicBool,
+    link: watch::Sender<Link>,
+    stop: watch::Sender<bool>,
+    /// When this instance was surely alive for others: milliseconds after
+    /// `origin` at which the last acknowledged heartbeat was sent, plus one.
+    beaten: AtomicU64,
+    origin: Instant,
+    /// Since when the backend fails, in the same measure; 0 when it does not.
+    failing: AtomicU64,
+    /// Since when the link is down.
+    link_down: AtomicU64,
+}
+
+struct Lanes {
+    append: Vec<Lane<writer::Pending, Appended>>,
+    put: Lane<PutRequest, Put>,
+    settle: Lane<Settle, Settled>,
+}
+
+struct Queues {
+    append: Vec<lane::LaneQueue<writer::Pending, Appended>>,
+    put: lane::LaneQueue<PutRequest, Put>,
+    settle: lane::LaneQueue<Settle, Settled>,
+}
+
+/// Shards of tags; a stream always has the same.
+const TAG_SHARDS: usize = 16;
+
+impl<S: Storage> Engine<S> {
+    /// A new instance over `storage`.
+    #[must_use]
+    pub fn new(storage: S, limits: Limits) -> Self {
+        let profile = storage.profile();
+        let me = InstanceId::generate();
+        let budget = Budget::new(limits.queued_events(), limits.queued_bytes());
+        let (append, append_queues) = (0..profile.lanes.max(1))
+            .map(|_| lane::lane(&budget, profile.batch_events, profile.batch_bytes))
+            .unzip();
+        let (put, put_queue) = lane::lane(&budget, profile.batch_events, profile.batch_bytes);
+        let (settle, settle_queue) = lane::lane(&budget, profile.batch_events, profile.batch_bytes);
+        let stop = watch::Sender::new(false);
+        let shared = Arc::new(Shared {
+            storage,
+            profile,
+            me,
+            interests: Interests::new(),
+            listeners: Listeners::default(),
+            observer: Mutex::new(Observer::new(me, limits.lease())),
+            generation: Mutex::new(None),
+            lanes: Lanes {
+                append,
+                put,
+                settle,
+            },
+            queues: Mutex::new(Some(Queues {
+                append: append_queues,
+                put: put_queue,
+                settle: settle_queue,
+            })),
+            tags: (0..TAG_SHARDS).map(|_| Mutex::new(0)).collect(),
+            signal_turn: tokio::sync::Mutex::new(()),
+            checks: Mutex::new(Vec::new()),
+            checked: tokio::sync::Notify::new(),
+            started: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            link: watch::Sender::new(Link::Starting),
+            stop: stop.clone(),
+            beaten: AtomicU64::new(0),
+            origin: Instant::now(),
+            failing: AtomicU64::new(0),
+            link_down: AtomicU64::new(0),
+            limits,
+        });
+        Self {
+            shared,
+            _alive: Arc::new(Alive(stop)),
+        }
+    }
+
+    /// The backend.
+    #[must_use]
+    pub fn storage(&self) -> &S {
+        &self.shared.storage
+    }
+
+    /// The limits.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+}
+
+impl<S: Storage> Clone for Engine<S> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            _alive: Arc::clone(&self._alive),
+        }
+    }
+}
+
+impl<S: Storage> fmt::Debug for Engine<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("backend", &self.shared.profile.name)
+            .field("instance", &self.shared.me)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Storage> Shared<S> {
+    /// Starts the tasks with the first use, and waits until wake-ups can
+    /// arrive or cannot: what is written after this is heard.
+    async fn ready(self: &Arc<Self>, operation: &'static str) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Closed, operation));
+        }
+        if !self.started.swap(true, Ordering::AcqRel) {
+            self.start();
+        }
+        if *self.link.borrow() != Link::Starting {
+            return Ok(());
+        }
+        let mut link = self.link.subscribe();
+        let known = link.wait_for(|link| *link != Link::Starting);
+        // Without a link the backend may still serve; its own error says more
+        // than this wait could.
+        let _ = tokio::time::timeout(self.limits.operation_timeout() / 2, known).await;
+        Ok(())
+    }
+
+    fn start(self: &Arc<Self>) {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(self).run_link());
+        tasks.spawn(Arc::clone(self).run_catch_up());
+        tasks.spawn(Arc::clone(self).run_heartbeat());
+        tasks.spawn(Arc::clone(self).run_sweep());
+        if let Some(queues) = self.queues.lock().take() {
+            for queue in queues.append {
+                tasks.spawn(Arc::clone(self).run_appends(queue));
+            }
+            tasks.spawn(Arc::clone(self).run_puts(queues.put));
+            tasks.spawn(Arc::clone(self).run_settles(queues.settle));
+        }
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            shared.stopped().await;
+            tasks.shutdown().await;
+        });
+    }
+
+    /// Runs `work` beside the caller; without a runtime there is nobody left to
+    /// do it for.
+    fn spawn(work: impl Future<Output = ()> + Send + 'static) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(work);
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.limits.operation_timeout()
+    }
+
+    /// Completes when this instance is closed or dropped.
+    async fn stopped(&self) {
+        let mut stop = self.stop.subscribe();
+        // An error means that nobody can stop it any more: it is stopped.
+        let _ = stop.wait_for(|stop| *stop).await;
+    }
+
+    /// One step for a caller that waits: with its deadline and its repeats.
+    async fn step<'a, T, F>(
+        &'a self,
+        operation: &'static str,
+        mut step: impl FnMut(&'a S) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let result = if self.profile.inline {
+            step(&self.storage).await
+        } else {
+            retry::repeat(operation, self.deadline(), || step(&self.storage)).await
+        };
+        self.note(&result);
+        result
+    }
+
+    /// Keeps health true.
+    fn note<T>(&self, result: &Result<T>) {
+        match result {
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
+                let now = self.millis();
+                let _ = self
+                    .failing
+                    .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+            }
+            _ => {
+                if self.failing.load(Ordering::Relaxed) != 0 {
+                    self.failing.store(0, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Milliseconds since this instance was made, plus one: never 0.
+    fn millis(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_millis()).map_or(u64::MAX, |now| now + 1)
+    }
+
+    fn since(&self, millis: u64) -> Duration {
+        Duration::from_millis(self.millis().saturating_sub(millis))
+    }
+
+    fn health(&self) -> Health {
+        match (
+            self.failing.load(Ordering::Relaxed),
+            self.link_down.load(Ordering::Relaxed),
+        ) {
+            (0, 0) => Health::Ok,
+            (0, down) => Health::Degraded {
+                since: self.since(down),
+            },
+            (failing, _) => Health::Down {
+                since: self.since(failing),
+            },
+        }
+    }
+
+    /// Whether nobody can hold this instance dead: then its writers may deliver
+    /// before the backend has acknowledged.
+    fn is_surely_alive(&self) -> bool {
+        let beaten = self.beaten.load(Ordering::Relaxed);
+        beaten != 0 && self.since(beaten) < self.limits.lease() / 2
+    }
+
+    fn tag_shard(&self, session: &SessionKey) -> &Mutex<u64> {
+        &self.tags[usize::from(session.0[0]) % TAG_SHARDS]
+    }
+
+    fn append_lane(
+        &self,
+        session: &SessionKey,
+        stream: &StreamId,
+    ) -> &Lane<writer::Pending, Appended> {
+        let hash = stream
+            .as_str()
+            .bytes()
+            .fold(usize::from(session.0[1]), |hash, byte| {
+                hash.wrapping_mul(31).wrapping_add(usize::from(byte))
+            });
+        &self.lanes.append[hash % self.lanes.append.len()]
+    }
+}
+
+/// The result of a step of an inline backend.
+fn inline<T>(operation: &'static str, step: impl Future<Output = Result<T>>) -> Result<T> {
+    step.now_or_never().unwrap_or_else(|| {
+        Err(Error::new(ErrorKind::Unavailable, operation)
+            .with_message("the backend calls itself inline, but its step had to wait"))
+    })
+}
+
+/// One answer per entry is a rule of the seam.
+fn only<T>(operation: &'static str, answers: Vec<T>) -> Result<T> {
+    answers.into_iter().next().ok_or_else(|| {
+        Error::new(ErrorKind::Corrupt, operation).with_message("the backend gave no answer")
+    })
+}

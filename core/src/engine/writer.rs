@@ -1,0 +1,459 @@
+//! Appends: those of a call's only writer and those to the standalone stream.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use parking_lot::MutexGuard;
+use tokio::time::Instant;
+
+use super::{
+    Shared, inline,
+    interest::{Follow, Owned, OwnedState, Passed},
+    only,
+    retry::within,
+    tail,
+};
+use crate::{
+    error::{Applied, Error, ErrorKind, Result},
+    id::{EventId, InstanceId, Position, SessionKey, StreamId},
+    session::{EndReason, Revocation, StreamWriter, Tail},
+    storage::{
+        Append, Appended, Door, Held, Hold, Knock, NewEvent, Place, Storage, StreamEnd, Target,
+    },
+};
+
+/// An append on its way to the backend.
+pub(super) struct Pending {
+    pub(super) append: Append,
+    pub(super) owned: Option<Arc<Owned>>,
+    /// Until when it is repeated.
+    pub(super) deadline: Instant,
+    /// Its follower has it already.
+    pub(super) passed: bool,
+}
+
+pub(super) struct Writer<S: Storage> {
+    pub(super) shared: Arc<Shared<S>>,
+    pub(super) owned: Arc<Owned>,
+}
+
+impl<S: Storage> std::fmt::Debug for Writer<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer")
+            .field("stream", &self.owned.stream)
+            .finish()
+    }
+}
+
+type Ack = BoxFuture<'static, Result<Position>>;
+
+fn failed(error: Error) -> Ack {
+    futures::future::ready(Err(error)).boxed()
+}
+
+#[async_trait]
+impl<S: Storage> StreamWriter for Writer<S> {
+    fn stream(&self) -> &StreamId {
+        &self.owned.stream
+    }
+
+    fn append(&self, event: Bytes) -> BoxFuture<'static, Result<EventId>> {
+        let stream = self.owned.stream.clone();
+        let ack = self.shared.write(&self.owned, Some(event), None);
+        ack.map(|position| Ok(EventId::new(stream, position?)))
+            .boxed()
+    }
+
+    fn finish(&self, event: Option<Bytes>) -> BoxFuture<'static, Result<Option<EventId>>> {
+        let id = event.is_some().then(|| self.owned.stream.clone());
+        let ack = self
+            .shared
+            .write(&self.owned, event, Some(StreamEnd::Finished));
+        ack.map(|position| {
+            let position = position?;
+            Ok(id.map(|stream| EventId::new(stream, position)))
+        })
+        .boxed()
+    }
+
+    fn attach(&self) -> Tail {
+        let owned = &self.owned;
+        let mut state = owned.state.lock();
+        let fresh = state.last == Position::new(1, 0) && !state.finishing;
+        let follow = Follow::new(owned.session, owned.stream.clone(), 1, !fresh);
+        state.local = Some(Arc::clone(&follow));
+        drop(state);
+        self.shared.interests.add_follow(&follow);
+        tail::start(&self.shared, follow, Position::START, true)
+    }
+
+    fn detach(&self) {
+        let (local, remote) = {
+            let mut state = self.owned.state.lock();
+            (state.local.take(), state.remote)
+        };
+        if let Some(local) = local {
+            local.end(EndReason::Superseded);
+        }
+        if remote.is_some() {
+            let shared = Arc::clone(&self.shared);
+            let owned = Arc::clone(&self.owned);
+            Shared::<S>::spawn(async move { shared.displace(&owned).await });
+        }
+    }
+
+    async fn revoked(&self) -> Revocation {
+        let mut revoked = self.owned.revoked.subscribe();
+        let why = revoked.wait_for(Option::is_some).await;
+        // The sender lives as long as this writer.
+        why.ok()
+            .and_then(|why| *why)
+            .unwrap_or(Revocation::SessionEnded)
+    }
+}
+
+impl<S: Storage> Drop for Writer<S> {
+    fn drop(&mut self) {
+        if !self.owned.state.lock().finishing {
+            // The queue has it when this returns; nobody waits for the answer.
+            drop(
+                self.shared
+                    .write(&self.owned, None, Some(StreamEnd::OwnerLost)),
+            );
+        }
+    }
+}
+
+impl<S: Storage> Shared<S> {
+    /// Fixes the place of an event and sends it on its way.
+    pub(super) fn write(
+        self: &Arc<Self>,
+        owned: &Arc<Owned>,
+        event: Option<Bytes>,
+        end: Option<StreamEnd>,
+    ) -> Ack {
+        let operation = if end.is_some() { "finish" } else { "append" };
+        let size = event.as_ref().map_or(0, Bytes::len);
+        if size > self.limits.event_bytes() {
+            return failed(Error::new(ErrorKind::TooLarge, operation));
+        }
+        let revoked = *owned.revoked.borrow();
+        let mut state = owned.state.lock();
+        if state.finishing {
+            return failed(Error::new(ErrorKind::Finished, operation));
+        }
+        match revoked {
+            Some(Revocation::Fenced) => {
+                return failed(Error::new(ErrorKind::Fenced, operation));
+            }
+            Some(Revocation::SessionEnded) => {
+                return failed(Error::new(ErrorKind::SessionNotFound, operation));
+            }
+            Some(Revocation::Cancelled) | None => {}
+        }
+        let undo = state.prev;
+        let (position, prev, trim) = if event.is_some() {
+            let limits = &self.limits;
+            state.next(size, limits.stream_events(), limits.stream_bytes())
+        } else {
+            (state.last, None, None)
+        };
+        let append = Append {
+            session: owned.session,
+            stream: owned.stream.clone(),
+            place: Place::Owned {
+                owner: self.me,
+                position,
+            },
+            event: event.map(|data| NewEvent { prev, data }),
+            finish: end.map(|_| self.limits.finished_ttl()),
+            end: end.unwrap_or(StreamEnd::Finished),
+            keep_events: self.limits.stream_events(),
+            keep_bytes: self.limits.stream_bytes(),
+            trim,
+            wake: state.remote,
+        };
+        state.finishing = end.is_some();
+        if self.profile.inline {
+            // The lock is held over the step: positions reach the backend in
+            // the order in which they were given out.
+            let answer = inline(
+                operation,
+                self.storage.append(std::slice::from_ref(&append)),
+            )
+            .and_then(|answers| only(operation, answers));
+            let result = answer
+                .and_then(|answer| self.appended(&append, Some((owned, state)), answer, false));
+            return futures::future::ready(result).boxed();
+        }
+        let patience = if end.is_some() {
+            self.limits.max_outage()
+        } else {
+            self.limits.operation_timeout()
+        };
+        let deadline = Instant::now() + patience;
+        let passing = (state.local.is_some() && self.is_surely_alive()).then(|| append.clone());
+        let pending = Pending {
+            append,
+            owned: Some(Arc::clone(owned)),
+            deadline,
+            passed: passing.is_some(),
+        };
+        let lane = self.append_lane(&owned.session, &owned.stream);
+        match lane.push(operation, pending, size) {
+            Ok(answer) => {
+                if let (Some(append), Some(local)) = (passing, &state.local) {
+                    pass(local, &append, position);
+                }
+                drop(state);
+                answered(operation, answer, deadline)
+            }
+            Err(error) => {
+                if size > 0 || prev.is_some() {
+                    state.undo(undo);
+                }
+                state.finishing = false;
+                // A stream that cannot even be given up stays on the list.
+                state.orphaned = end == Some(StreamEnd::OwnerLost);
+                failed(error)
+            }
+        }
+    }
+
+    /// Appends to the standalone stream.
+    pub(super) fn write_shared(self: &Arc<Self>, session: SessionKey, data: Bytes) -> Ack {
+        const OPERATION: &str = "append";
+        let size = data.len();
+        if size > self.limits.event_bytes() {
+            return failed(Error::new(ErrorKind::TooLarge, OPERATION));
+        }
+        let mut tag = self.tag_shard(&session).lock();
+        *tag += 1;
+        let append = Append {
+            session,
+            stream: StreamId::standalone(),
+            place: Place::Shared {
+                writer: self.me,
+                tag: *tag,
+            },
+            event: Some(NewEvent { prev: None, data }),
+            finish: None,
+            end: StreamEnd::Finished,
+            keep_events: self.limits.stream_events(),
+            keep_bytes: self.limits.stream_bytes(),
+            trim: None,
+            wake: None,
+        };
+        if self.profile.inline {
+            let answer = inline(
+                OPERATION,
+                self.storage.append(std::slice::from_ref(&append)),
+            )
+            .and_then(|answers| only(OPERATION, answers));
+            // Held until here: a follower is passed events in their order.
+            let result = answer.and_then(|answer| self.appended(&append, None, answer, false));
+            drop(tag);
+            return futures::future::ready(result).boxed();
+        }
+        let deadline = self.deadline();
+        let lane = self.append_lane(&session, &append.stream);
+        let pending = Pending {
+            append,
+            owned: None,
+            deadline,
+            passed: false,
+        };
+        match lane.push(OPERATION, pending, size) {
+            Ok(answer) => answered(OPERATION, answer, deadline),
+            Err(error) => failed(error),
+        }
+    }
+
+    /// What an answer of the backend means for the stream, its followers and
+    /// its writer.
+    pub(super) fn appended(
+        self: &Arc<Self>,
+        append: &Append,
+        writer: Option<(&Arc<Owned>, MutexGuard<'_, OwnedState>)>,
+        answer: Appended,
+        passed: bool,
+    ) -> Result<Position> {
+        let operation = if append.finish.is_some() {
+            "finish"
+        } else {
+            "append"
+        };
+        let finished = append.finish.is_some();
+        let error = match answer {
+            Appended::Stored {
+                position,
+                holder,
+                usage,
+            } => {
+                let remote = holder.filter(|holder| *holder != self.me);
+                match writer {
+                    Some((owned, mut state)) => {
+                        state.remote = remote;
+                        let local = state.local.clone();
+                        drop(state);
+                        if let Some(local) = local {
+                            if passed && finished {
+                                local.wake();
+                            } else if passed {
+                                local.stored(position);
+                            } else {
+                                pass(&local, append, position);
+                            }
+                        }
+                        if finished {
+                            self.interests.remove_owned(owned);
+                        }
+                    }
+                    None => {
+                        let mut follows = self.interests.follows(&append.session, &append.stream);
+                        // The others wait silently for the stream.
+                        follows.retain(|follow| follow.number() > 0);
+                        for follow in follows {
+                            // What a new epoch follows is known to the backend.
+                            if position.seq == 1 {
+                                follow.wake();
+                            } else {
+                                pass(&follow, append, position);
+                            }
+                        }
+                    }
+                }
+                if let Some(holder) = remote.filter(|_| remote != append.wake) {
+                    self.wake(
+                        holder,
+                        append.session,
+                        Target::Stream(append.stream.clone()),
+                    );
+                }
+                if usage.session_bytes > self.limits.session_bytes() as u64 {
+                    self.shrink(append.session);
+                }
+                return Ok(position);
+            }
+            Appended::Finished if append.event.is_none() => {
+                if let Some((owned, state)) = writer {
+                    let last = state.last;
+                    drop(state);
+                    self.interests.remove_owned(owned);
+                    return Ok(last);
+                }
+                ErrorKind::Finished
+            }
+            Appended::Finished => ErrorKind::Finished,
+            Appended::Fenced => ErrorKind::Fenced,
+            Appended::NoStream => ErrorKind::StreamGone,
+            Appended::NoSession => ErrorKind::SessionNotFound,
+        };
+        if let Some((owned, state)) = writer {
+            drop(state);
+            match error {
+                ErrorKind::SessionNotFound => owned.revoke(Revocation::SessionEnded),
+                // Only others finish a stream that its writer has not: it was
+                // taken for dead.
+                _ => owned.revoke(Revocation::Fenced),
+            }
+            self.interests.remove_owned(owned);
+            metrics::counter!("mcp_adapter_writers_revoked_total").increment(1);
+        }
+        Err(Error::new(error, operation))
+    }
+
+    /// Brings a session under its bytes (clause E4).
+    fn shrink(self: &Arc<Self>, session: SessionKey) {
+        let max = self.limits.session_bytes() as u64;
+        if self.profile.inline {
+            let shrunk = inline("shrink", self.storage.shrink(&session, max));
+            self.note(&shrunk);
+        } else {
+            let shared = Arc::clone(self);
+            Self::spawn(async move {
+                let shrunk = shared
+                    .step("shrink", |storage| storage.shrink(&session, max))
+                    .await;
+                if let Err(error) = shrunk {
+                    tracing::warn!(%error, ?session, "a session over its bytes could not be trimmed");
+                }
+            });
+        }
+    }
+
+    /// Knocks at one door; a lost knock is made up for by the catch-up.
+    pub(super) fn wake(self: &Arc<Self>, at: InstanceId, session: SessionKey, target: Target) {
+        let knock = [(Door::Of(at), Knock::Wake(session, target))];
+        if self.profile.inline {
+            let _ = inline("knock", self.storage.knock(&knock));
+        } else {
+            let shared = Arc::clone(self);
+            Self::spawn(async move {
+                let deadline = shared.deadline();
+                let _ = within("knock", deadline, shared.storage.knock(&knock)).await;
+            });
+        }
+    }
+
+    /// Takes the stream from whoever holds it elsewhere and lets go of it.
+    async fn displace(self: &Arc<Self>, owned: &Owned) {
+        let hold = |hold| {
+            self.step("hold", move |storage| {
+                storage.hold(&owned.session, &owned.stream, self.me, hold)
+            })
+        };
+        if let Ok(Held::Done {
+            number,
+            former,
+            state,
+            ..
+        }) = hold(Hold::Take).await
+        {
+            if let Some(former) = former {
+                self.wake(former, owned.session, Target::Stream(owned.stream.clone()));
+            }
+            let release = Hold::Release {
+                number,
+                cursor: state.top,
+            };
+            let _ = hold(release).await;
+        }
+    }
+}
+
+fn pass(follow: &Follow, append: &Append, position: Position) {
+    if let Some(event) = &append.event {
+        follow.pass(Passed {
+            position,
+            prev: event.prev,
+            data: event.data.clone(),
+        });
+    }
+    if append.finish.is_some() {
+        follow.finish(tail::end_reason(append.end));
+    }
+}
+
+fn answered(
+    operation: &'static str,
+    answer: tokio::sync::oneshot::Receiver<Result<Appended>>,
+    deadline: Instant,
+) -> Ack {
+    async move {
+        let answer = within(operation, deadline, async {
+            answer.await.unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::Closed, operation).with_applied(Applied::Unknown))
+            })
+        })
+        .await?;
+        match answer {
+            Appended::Stored { position, .. } => Ok(position),
+            // Finished without an event, twice.
+            _ => Ok(Position::START),
+        }
+    }
+    .boxed()
+}

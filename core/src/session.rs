@@ -1,0 +1,507 @@
+//! Sessions and their event streams.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{Stream, future::BoxFuture, stream::BoxStream};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    id::{EventId, Principal, RpcId, SessionId, StreamId},
+};
+
+/// What is known of a session. It round-trips exactly, fields unknown to this
+/// version included (clause S2).
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// The negotiated protocol version.
+    pub protocol: String,
+    /// The client's `clientInfo`, as it was sent.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub client: Value,
+    /// The client's `capabilities`, as they were sent.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub capabilities: Value,
+    /// Who the session belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<Principal>,
+    /// Whether the client has sent `notifications/initialized`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub initialized: bool,
+    /// The level of `logging/setLevel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_level: Option<String>,
+    /// URIs of `resources/subscribe`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub subscriptions: BTreeSet<String>,
+    /// State of the application, shared by all instances; at most
+    /// [`MAX_STATE_BYTES`](crate::MAX_STATE_BYTES) of JSON.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub state: Value,
+    /// Fields of other versions and of layers above.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde asks for"
+)]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl fmt::Debug for SessionRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionRecord")
+            .field("protocol", &self.protocol)
+            .field("principal", &self.principal)
+            .field("initialized", &self.initialized)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The newest record format that this version reads and writes (clause F5).
+const RECORD_FORMAT: u64 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    #[serde(rename = "v")]
+    format: u64,
+    #[serde(flatten)]
+    record: T,
+}
+
+impl SessionRecord {
+    /// The record as backends store it: versioned JSON.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] where the shared state exceeds its limit.
+    pub fn encode(&self) -> Result<Bytes> {
+        let invalid =
+            |error| Error::new(ErrorKind::InvalidArgument, "session record").with_source(error);
+        if !self.state.is_null() {
+            let bytes = serde_json::to_vec(&self.state).map_err(invalid)?.len();
+            if bytes > crate::MAX_STATE_BYTES {
+                return Err(Error::new(ErrorKind::TooLarge, "session state"));
+            }
+        }
+        let versioned = Versioned {
+            format: RECORD_FORMAT,
+            record: self,
+        };
+        Ok(serde_json::to_vec(&versioned).map_err(invalid)?.into())
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote.
+    ///
+    /// # Errors
+    /// [`ErrorKind::UnsupportedFormat`] for a record of a newer version,
+    /// [`ErrorKind::Corrupt`] for anything else that cannot be read.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Format {
+            #[serde(rename = "v")]
+            format: u64,
+        }
+        let corrupt = |error| Error::new(ErrorKind::Corrupt, "session record").with_source(error);
+        let Format { format } = serde_json::from_slice(bytes).map_err(corrupt)?;
+        if format > RECORD_FORMAT {
+            return Err(Error::new(ErrorKind::UnsupportedFormat, "session record"));
+        }
+        let mut record: Self = serde_json::from_slice(bytes).map_err(corrupt)?;
+        record.extra.remove("v");
+        Ok(record)
+    }
+}
+
+/// A session as it was read.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Session {
+    /// Its record.
+    pub record: SessionRecord,
+    /// Raised by every [`update`](SessionAdapter::update).
+    pub revision: u64,
+}
+
+impl Session {
+    /// A session.
+    #[must_use]
+    pub fn new(record: SessionRecord, revision: u64) -> Self {
+        Self { record, revision }
+    }
+}
+
+/// The answer of [`SessionAdapter::enter`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Entered {
+    /// The session.
+    pub session: Session,
+    /// The writer of the stream, where one was to be opened.
+    pub writer: Option<Box<dyn StreamWriter>>,
+}
+
+impl Entered {
+    /// An answer.
+    #[must_use]
+    pub fn new(session: Session, writer: Option<Box<dyn StreamWriter>>) -> Self {
+        Self { session, writer }
+    }
+}
+
+/// Where a [`tail`](SessionAdapter::tail) begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TailFrom {
+    /// Strictly after this event, on its stream. Takes the stream over from
+    /// whoever holds it (clause E9).
+    After(EventId),
+    /// The standalone stream, from where its former holder let go of it. Where
+    /// it is held, this tail stays silent until it is free (clause E9).
+    Standalone,
+}
+
+/// Why a tail ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EndReason {
+    /// The stream is finished and all of it was yielded.
+    Finished,
+    /// The session was deleted or has expired.
+    SessionEnded,
+    /// Another tail has taken the stream over (clause E9).
+    Superseded,
+    /// The instance that wrote the stream is dead (clause F3).
+    OwnerLost,
+    /// Nothing is stored of the stream, or its id is forged (clause E5).
+    StreamGone,
+    /// The backend was away for longer than `max_outage` (clause F1).
+    Outage,
+    /// This instance is closing.
+    Closed,
+}
+
+/// What a [`Tail`] yields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TailEvent {
+    /// The next event of the stream.
+    Event {
+        /// Its id.
+        id: EventId,
+        /// Its bytes, as they went in (clause E7).
+        data: Bytes,
+    },
+    /// The result of a call that the backend is too far away to store, for the
+    /// socket that is attached at its writer. It has no id (clause F1).
+    Unstored {
+        /// Its bytes.
+        data: Bytes,
+    },
+    /// Events between the last one and the next were evicted, expired, lost or
+    /// cannot be read (clause E5). The tail goes on after it.
+    Gap {
+        /// The oldest event that is still there.
+        oldest: Option<EventId>,
+    },
+    /// The tail has ended; nothing follows.
+    End(EndReason),
+}
+
+/// A live stream of events: the stored ones first, then those that are
+/// appended anywhere, without a gap or a duplicate at the seam (clause E2). The
+/// last item is always [`TailEvent::End`]. Dropping it lets go of the stream.
+pub struct Tail(BoxStream<'static, TailEvent>);
+
+impl Tail {
+    /// Wraps a stream that keeps the rules above.
+    #[must_use]
+    pub fn new(stream: BoxStream<'static, TailEvent>) -> Self {
+        Self(stream)
+    }
+}
+
+impl Stream for Tail {
+    type Item = TailEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<TailEvent>> {
+        self.0.as_mut().poll_next(context)
+    }
+}
+
+impl fmt::Debug for Tail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tail")
+    }
+}
+
+/// The answer of [`SessionAdapter::replay`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Replay {
+    /// The events and gaps after the cursor; no [`TailEvent::End`].
+    pub events: Vec<TailEvent>,
+    /// Whether there is more to read than was asked for.
+    pub more: bool,
+    /// Why nothing will be added any more, if so.
+    pub end: Option<EndReason>,
+}
+
+impl Replay {
+    /// An answer.
+    #[must_use]
+    pub fn new(events: Vec<TailEvent>, more: bool, end: Option<EndReason>) -> Self {
+        Self { events, more, end }
+    }
+}
+
+/// Why the writer of a stream must stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Revocation {
+    /// The client cancelled the call, at this or any other instance.
+    Cancelled,
+    /// The session was deleted or has expired.
+    SessionEnded,
+    /// Others took this instance for dead and ended the stream (clause F3).
+    Fenced,
+}
+
+/// The only writer of a call's stream.
+///
+/// Dropping it abandons the stream: it ends without a terminal event.
+#[async_trait]
+pub trait StreamWriter: fmt::Debug + Send + Sync {
+    /// The stream.
+    fn stream(&self) -> &StreamId;
+
+    /// Appends an event. Its place in the stream is fixed when this returns;
+    /// the future gives the id once the event is stored, and dropping it takes
+    /// nothing back.
+    ///
+    /// # Errors
+    /// [`TooLarge`](ErrorKind::TooLarge) and [`Overloaded`](ErrorKind::Overloaded)
+    /// change nothing (E4, F4); [`SessionNotFound`](ErrorKind::SessionNotFound)
+    /// (E6), [`Finished`](ErrorKind::Finished) (E8) and
+    /// [`Fenced`](ErrorKind::Fenced) (E1) are final; the others tell by
+    /// [`applied`](Error::applied) whether the event may be there.
+    fn append(&self, event: Bytes) -> BoxFuture<'static, Result<EventId>>;
+
+    /// Appends the terminal event, if any, and finishes the stream, in one
+    /// write (E8). Kept up for `max_outage` while the backend is away (F1).
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    fn finish(&self, event: Option<Bytes>) -> BoxFuture<'static, Result<Option<EventId>>>;
+
+    /// The stream from its first event, for the socket of the request that
+    /// opened it. It costs no call to the backend, and yields events before
+    /// they are acknowledged while this instance is surely alive.
+    fn attach(&self) -> Tail;
+
+    /// Ends every tail of this stream that a client holds; the stream itself
+    /// goes on and can be resumed.
+    fn detach(&self);
+
+    /// Completes when the writer must stop.
+    async fn revoked(&self) -> Revocation;
+}
+
+/// What [`SessionAdapter::cancel`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cancelled {
+    /// The running call was marked; its writer sees it within `catch_up`.
+    Marked,
+    /// No call with this id runs.
+    NotRunning,
+    /// Several calls with this id run: none was marked, for a wrong cancel
+    /// kills somebody else's call.
+    Ambiguous,
+}
+
+/// A count for operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Count {
+    /// As of now.
+    Exact(u64),
+    /// Of a while ago.
+    Estimate {
+        /// The count.
+        value: u64,
+        /// How old it is.
+        age: Duration,
+    },
+}
+
+impl Count {
+    /// The number.
+    #[must_use]
+    pub fn value(self) -> u64 {
+        match self {
+            Self::Exact(value) | Self::Estimate { value, .. } => value,
+        }
+    }
+}
+
+/// What is stored (clause S6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Live sessions.
+    pub sessions: Count,
+    /// Streams, finished ones included.
+    pub streams: Count,
+    /// Stored events.
+    pub events: Count,
+    /// Their bytes.
+    pub bytes: Count,
+    /// Pending client requests.
+    pub pending_requests: Count,
+}
+
+impl Stats {
+    /// Counts, in the order of the fields.
+    #[must_use]
+    pub fn new(counts: [Count; 5]) -> Self {
+        let [sessions, streams, events, bytes, pending_requests] = counts;
+        Self {
+            sessions,
+            streams,
+            events,
+            bytes,
+            pending_requests,
+        }
+    }
+}
+
+/// Sessions and their event streams: one trait, because deleting a session
+/// takes its events along in one step.
+///
+/// Every method may fail with [`Unavailable`](ErrorKind::Unavailable) or
+/// [`Timeout`](ErrorKind::Timeout) within `operation_timeout` (F1), and with
+/// [`Closed`](ErrorKind::Closed) after the instance was closed.
+#[async_trait]
+pub trait SessionAdapter: fmt::Debug + Send + Sync + 'static {
+    /// Creates a session that belongs to the record's principal (S1, S2, S3).
+    ///
+    /// # Errors
+    /// [`AlreadyExists`](ErrorKind::AlreadyExists) on a live id;
+    /// [`TooLarge`](ErrorKind::TooLarge) for a state over its limit.
+    async fn create(&self, id: &SessionId, record: SessionRecord) -> Result<Session>;
+
+    /// Reads a session for a request of `principal`, slides its expiry (S3)
+    /// and opens a stream for the call `open`, all in one round trip. A call's
+    /// stream has one writer, the one returned (E1).
+    ///
+    /// # Errors
+    /// [`SessionNotFound`](ErrorKind::SessionNotFound), also for another
+    /// principal; [`Overloaded`](ErrorKind::Overloaded) with too many open
+    /// streams and [`QuotaExceeded`](ErrorKind::QuotaExceeded) over the
+    /// principal's bytes (E4);
+    /// [`UnsupportedFormat`](ErrorKind::UnsupportedFormat) for a record of a
+    /// newer version, which is not absent (F5).
+    async fn enter(
+        &self,
+        id: &SessionId,
+        principal: Option<&Principal>,
+        open: Option<&RpcId>,
+    ) -> Result<Entered>;
+
+    /// Replaces the record if the stored revision is still `revision`; returns
+    /// the new one. The principal cannot change (S2).
+    ///
+    /// # Errors
+    /// [`Conflict`](ErrorKind::Conflict): read again and decide again.
+    /// [`SessionNotFound`](ErrorKind::SessionNotFound): no update brings a
+    /// session back (S4).
+    async fn update(&self, id: &SessionId, revision: u64, record: SessionRecord) -> Result<u64>;
+
+    /// Removes the session, its streams and its client requests in one step
+    /// (S4). `false`: `principal` has no such session.
+    ///
+    /// # Errors
+    /// Only those named at the trait.
+    async fn delete(&self, id: &SessionId, principal: Option<&Principal>) -> Result<bool>;
+
+    /// Appends to the standalone stream, which any instance may write (E1).
+    ///
+    /// # Errors
+    /// As [`StreamWriter::append`].
+    async fn append(&self, id: &SessionId, event: Bytes) -> Result<EventId>;
+
+    /// Follows a stream (E2, E5, E9).
+    ///
+    /// # Errors
+    /// [`SessionNotFound`](ErrorKind::SessionNotFound);
+    /// [`StreamGone`](ErrorKind::StreamGone) for a stream that is not there,
+    /// told only after `catch_up`, since it may be about to be opened;
+    /// [`Overloaded`](ErrorKind::Overloaded) with too many silent tails.
+    async fn tail(&self, id: &SessionId, from: TailFrom) -> Result<Tail>;
+
+    /// Reads up to `max` events strictly after `after` and does not wait (E2).
+    ///
+    /// # Errors
+    /// As [`tail`](Self::tail).
+    async fn replay(&self, id: &SessionId, after: &EventId, max: usize) -> Result<Replay>;
+
+    /// Marks the running call `request` as cancelled, durably.
+    ///
+    /// # Errors
+    /// [`SessionNotFound`](ErrorKind::SessionNotFound).
+    async fn cancel(&self, id: &SessionId, request: &RpcId) -> Result<Cancelled>;
+
+    /// What is stored, cheap enough to ask every ten seconds (S6).
+    ///
+    /// # Errors
+    /// Only those named at the trait.
+    async fn stats(&self) -> Result<Stats>;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn records_round_trip_with_unknown_fields() {
+        let json = json!({"v": 1, "protocol": "2025-11-25", "client": {"name": "x", "n": null},
+            "from_the_future": [1, {"a": 1.5}], "log_level": "debug"});
+        let record = SessionRecord::decode(json.to_string().as_bytes()).unwrap();
+        let again: Value = serde_json::from_slice(&record.encode().unwrap()).unwrap();
+        assert_eq!(again, json);
+    }
+
+    #[test]
+    fn a_newer_record_is_not_absent_and_not_corrupt() {
+        let kind = |text: &str| SessionRecord::decode(text.as_bytes()).unwrap_err().kind();
+        assert_eq!(
+            kind(r#"{"v":2,"protocol":7}"#),
+            ErrorKind::UnsupportedFormat
+        );
+        assert_eq!(kind(r#"{"v":1}"#), ErrorKind::Corrupt);
+        assert_eq!(kind("\u{1}"), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn a_state_over_the_limit_is_too_large() {
+        let record = |bytes| SessionRecord {
+            state: Value::String("x".repeat(bytes - 2)),
+            ..SessionRecord::default()
+        };
+        assert!(record(crate::MAX_STATE_BYTES).encode().is_ok());
+        let over = record(crate::MAX_STATE_BYTES + 1).encode();
+        assert_eq!(over.unwrap_err().kind(), ErrorKind::TooLarge);
+    }
+}

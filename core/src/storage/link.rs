@@ -1,0 +1,86 @@
+//! Between instances: heartbeats, knocks and signals.
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+
+use crate::id::{InstanceId, RpcId, SessionKey, StreamId};
+
+/// Proof that an instance is dead: its heartbeat counter stood still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Dead {
+    /// The instance.
+    pub instance: InstanceId,
+    /// The counter at which it stood, `None` if there was none. The step does
+    /// nothing where it is another one by now.
+    pub beat: Option<u64>,
+}
+
+/// An instance's heartbeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beat {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its counter.
+    pub count: u64,
+}
+
+/// What an instance should look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A stream: events, end, holder or cancel mark.
+    Stream(StreamId),
+    /// A client request.
+    Request(RpcId),
+    /// All that it has of the session.
+    Session,
+}
+
+/// What comes through the doorbell.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Knock {
+    /// Something was written.
+    Wake(SessionKey, Target),
+    /// Anything may have been written: knocks were dropped.
+    Everything,
+    /// The instance's own question whether the link works.
+    Probe(u64),
+    /// A signal to whoever listens.
+    Signal {
+        /// Who sent it.
+        from: InstanceId,
+        /// The channel: a session, or else a topic.
+        channel: SignalChannel,
+        /// What it says.
+        payload: Bytes,
+    },
+}
+
+impl fmt::Debug for Knock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wake(session, target) => write!(f, "Wake({session:?}, {target:?})"),
+            Self::Everything => f.write_str("Everything"),
+            Self::Probe(number) => write!(f, "Probe({number})"),
+            Self::Signal { from, channel, .. } => write!(f, "Signal({from:?}, {channel:?})"),
+        }
+    }
+}
+
+/// The channel of a signal, as backends see it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum SignalChannel {
+    /// A session.
+    Session(SessionKey),
+    /// A topic.
+    Topic(Arc<str>),
+}
+
+/// Who is knocked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Door {
+    /// One instance.
+    Of(InstanceId),
+    /// All instances, the sender included.
+    All,
+}

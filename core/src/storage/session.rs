@@ -1,0 +1,68 @@
+//! Steps on sessions.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::id::{InstanceId, PrincipalKey, RpcId, SessionKey, StreamId, WaiterToken};
+
+/// A session to be created.
+#[derive(Debug, Clone)]
+pub struct NewSession {
+    /// Its key.
+    pub session: SessionKey,
+    /// Whom it belongs to.
+    pub principal: PrincipalKey,
+    /// Its record, opaque.
+    pub record: Bytes,
+    /// Slides with use.
+    pub idle_ttl: Duration,
+    /// Does not.
+    pub absolute_ttl: Option<Duration>,
+    /// Who creates it: a repeat by the same creator is the same create.
+    pub creator: WaiterToken,
+}
+
+/// A stream to be opened by [`Storage::enter`](super::Storage::enter).
+#[derive(Debug, Clone)]
+pub struct OpenStream {
+    /// Its name, unique in the session.
+    pub stream: StreamId,
+    /// Its only writer; holder number 1 as well.
+    pub owner: InstanceId,
+    /// The JSON-RPC id that a cancel names.
+    pub request: RpcId,
+    /// Open streams that the session may have, this one included.
+    pub max_open: usize,
+    /// Bytes over which a principal opens nothing.
+    pub max_principal_bytes: u64,
+}
+
+/// The answer of [`Storage::enter`](super::Storage::enter).
+#[derive(Debug, Clone)]
+pub enum Entered {
+    /// The session; the stream, if any was asked for, is open.
+    Session {
+        /// Its record.
+        record: Bytes,
+        /// Its revision.
+        revision: u64,
+    },
+    /// No such session for this principal.
+    NoSession,
+    /// Too many open streams; nothing was changed.
+    TooManyStreams,
+    /// The principal stores too much; nothing was changed.
+    PrincipalQuota,
+}
+
+/// The answer of a compare-and-set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Updated {
+    /// Done; the new revision.
+    Done(u64),
+    /// Another revision is stored.
+    Conflict,
+    /// No such session.
+    NoSession,
+}

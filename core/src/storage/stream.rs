@@ -1,0 +1,239 @@
+//! Steps on streams.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Dead;
+use crate::id::{InstanceId, Position, SessionKey, StreamId};
+
+/// Where an append goes and how a repeat is recognised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A call's stream: the owner chooses the position. A position at or
+    /// before the top of its epoch is a repeat. A higher epoch than the
+    /// stream's is the owner's own new epoch. A stream that is not there is
+    /// [`Appended::NoStream`].
+    Owned {
+        /// The writer; another one than the stream's is fenced.
+        owner: InstanceId,
+        /// Where the event goes.
+        position: Position,
+    },
+    /// The standalone stream: the backend chooses the next position, in a new
+    /// epoch where the generation is not that of the last append. A stream
+    /// that is not there is created if its session is.
+    Shared {
+        /// The writer.
+        writer: InstanceId,
+        /// Raised by the writer with each event; a number that was stored is a
+        /// repeat.
+        tag: u64,
+    },
+}
+
+/// One event of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEvent {
+    /// For the first event of an epoch: the last position of the epoch before,
+    /// as its writer knew it. For shared places the backend knows it.
+    pub prev: Option<Position>,
+    /// The payload, opaque.
+    pub data: Bytes,
+}
+
+/// One append of a batch.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// The session.
+    pub session: SessionKey,
+    /// The stream.
+    pub stream: StreamId,
+    /// Where it goes.
+    pub place: Place,
+    /// The event; `None` only finishes the stream, and of the position the
+    /// epoch alone counts. Where the stream is finished it is a repeat.
+    pub event: Option<NewEvent>,
+    /// Finishes the stream in the same write, and keeps it for so long.
+    pub finish: Option<Duration>,
+    /// How the stream ends, where `finish` is set.
+    pub end: StreamEnd,
+    /// Events that the stream may keep, this one included; the oldest go.
+    pub keep_events: usize,
+    /// Bytes that it may keep.
+    pub keep_bytes: usize,
+    /// For owned places, the same as a position, counted by the writer: events
+    /// at or before it may go. A backend may use this in place of the two.
+    pub trim: Option<Position>,
+    /// The holder as the writer knows it, to be woken in the same step.
+    pub wake: Option<InstanceId>,
+}
+
+/// What is stored for a session and for its principal, as far as the backend
+/// can tell cheaply; `0` where it cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Bytes of events of the session.
+    pub session_bytes: u64,
+    /// Bytes of events of the principal.
+    pub principal_bytes: u64,
+}
+
+/// The answer to one append. A repeat is recognised first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Appended {
+    /// Stored now, or by an earlier try.
+    Stored {
+        /// Where.
+        position: Position,
+        /// Who holds the stream and is to be woken.
+        holder: Option<InstanceId>,
+        /// What is stored now.
+        usage: Usage,
+    },
+    /// The stream has a higher epoch or another owner.
+    Fenced,
+    /// The stream is finished.
+    Finished,
+    /// The stream is not there although its session is.
+    NoStream,
+    /// No such session.
+    NoSession,
+}
+
+/// What to read of one stream.
+#[derive(Debug, Clone)]
+pub struct Cursor {
+    /// The session.
+    pub session: SessionKey,
+    /// The stream.
+    pub stream: StreamId,
+    /// Strictly after this position.
+    pub after: Position,
+    /// At most so many events; 0 reads the state alone.
+    pub max_events: usize,
+    /// At most so many bytes, but at least one event.
+    pub max_bytes: usize,
+    /// Slides the session's expiry.
+    pub touch: bool,
+}
+
+/// A stored event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// Where it stands.
+    pub position: Position,
+    /// See [`NewEvent::prev`].
+    pub prev: Option<Position>,
+    /// The payload; `None` where the record cannot be decoded.
+    pub data: Option<Bytes>,
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StreamEnd {
+    /// Its writer finished it.
+    Finished,
+    /// Its writer is dead, or gave it up (clause F3).
+    OwnerLost,
+}
+
+/// Who follows a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Raised by every change of holder, from 1.
+    pub number: u64,
+}
+
+/// The state of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamState {
+    /// The highest position ever stored; its epoch may be ahead of its last
+    /// event's.
+    pub top: Position,
+    /// The oldest event that is still there.
+    pub oldest: Option<Position>,
+    /// How it ended, if it did.
+    pub end: Option<StreamEnd>,
+    /// Its only writer; `None` for the standalone stream.
+    pub owner: Option<InstanceId>,
+    /// Who follows it.
+    pub holder: Option<Holder>,
+    /// Whether its call was cancelled.
+    pub cancelled: bool,
+}
+
+/// The answer to one [`Cursor`].
+#[derive(Debug, Clone)]
+pub enum Read {
+    /// The stream is there.
+    Page {
+        /// Events in order.
+        events: Vec<StoredEvent>,
+        /// The state at the same instant.
+        state: StreamState,
+    },
+    /// It is not, although its session is.
+    NoStream,
+    /// No such session.
+    NoSession,
+}
+
+/// A change of a stream's holder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// Becomes the holder, whoever it was; of its own hold this goes on with
+    /// the same cursor under a higher number.
+    Take,
+    /// Becomes the holder if there is none, or if it is this one, who is dead.
+    /// Where the caller holds it already, this is a repeat, with the same
+    /// number and cursor.
+    TakeFrom(Option<Holder>),
+    /// Lets go, if the number is still this; what was yielded last is kept for
+    /// the next holder.
+    Release {
+        /// The number.
+        number: u64,
+        /// The last position yielded.
+        cursor: Position,
+    },
+}
+
+/// The answer of [`Storage::hold`](super::Storage::hold).
+#[derive(Debug, Clone)]
+pub enum Held {
+    /// The caller holds the stream (for a release: no longer).
+    Done {
+        /// Its number.
+        number: u64,
+        /// Who held it before, to be woken.
+        former: Option<InstanceId>,
+        /// Where the former holder let go; [`Position::START`] for the first
+        /// holder, the top where it did not say.
+        cursor: Position,
+        /// The state now.
+        state: StreamState,
+    },
+    /// Somebody else holds it.
+    Busy(Holder),
+    /// The stream is not there although its session is. The standalone stream
+    /// is created instead.
+    NoStream,
+    /// No such session.
+    NoSession,
+}
+
+/// The end of a dead owner's stream, in a new epoch (clause F3).
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// The session.
+    pub session: SessionKey,
+    /// The stream.
+    pub stream: StreamId,
+    /// Only if the owner is this and still dead.
+    pub dead: Dead,
+    /// How long the stream is kept.
+    pub finished_ttl: Duration,
+}
