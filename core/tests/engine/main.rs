@@ -1,0 +1,5 @@
+//! The engine over the memory backend, near and far.
+
+mod requests;
+mod streams;
+mod support;
