@@ -21,11 +21,11 @@ use crate::{
         Answer, ClientRequestAdapter, Delivery, NewClientRequest, OutcomeKind, PendingRequest,
     },
     session::{
-        Cancelled, EndReason, Entered, Replay, Session, SessionAdapter, SessionRecord, Stats,
-        StreamWriter, Tail, TailFrom,
+        Cancelled, EndReason, Entered, Replay, Revocation, Session, SessionAdapter, SessionRecord,
+        Stats, StreamWriter, Tail, TailFrom,
     },
     signal::{Channel, Signal, SignalAdapter},
-    storage::{self, NewSession, Storage, Target, Updated},
+    storage::{self, NewSession, Storage, StreamEnd, Target, Updated},
 };
 
 fn not_found(operation: &'static str) -> Error {
@@ -131,7 +131,7 @@ impl<S: Storage> Shared<S> {
         };
         metrics::counter!("mcp_adapter_sessions_deleted_total").increment(1);
         for owned in self.interests.wake(&key, &Target::Session) {
-            owned.revoke(crate::Revocation::SessionEnded);
+            owned.revoke(Revocation::SessionEnded);
         }
         for instance in instances {
             if instance != self.me {
@@ -153,19 +153,31 @@ impl<S: Storage> Shared<S> {
         Ok(marked)
     }
 
-    async fn close(&self) -> Result<()> {
+    async fn close(self: &Arc<Self>) -> Result<()> {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
         let all = self.interests.snapshot(Duration::MAX);
-        all.follows
+        for follow in &all.follows {
+            follow.end(EndReason::Closed);
+        }
+        // Given up here, or clients would wait a lease for somebody to notice.
+        let given_up: Vec<_> = all
+            .owned
             .iter()
-            .for_each(|follow| follow.end(EndReason::Closed));
+            .map(|owned| self.write(owned, None, Some(StreamEnd::OwnerLost)))
+            .collect();
+        let told = futures::future::join_all(given_up);
+        let told = super::retry::within("close", self.deadline(), async { Ok(told.await) }).await;
         for owned in all.owned {
-            owned.revoke(crate::Revocation::Fenced);
+            owned.revoke(Revocation::Fenced);
         }
         self.stop.send_replace(true);
-        Ok(())
+        match told?.into_iter().find_map(Result::err) {
+            Some(error) if error.is_retryable() => Err(error),
+            // Finished or ended by others meanwhile.
+            _ => Ok(()),
+        }
     }
 }
 

@@ -27,6 +27,8 @@ use crate::{
 
 /// Streams or requests in one batched read of the catch-up.
 const BATCH: usize = 512;
+/// Writers that may be waiting to look at their streams.
+const CHECKS: usize = 4096;
 
 /// What this instance has of one stream: written and followed here, it is read
 /// once.
@@ -100,10 +102,7 @@ impl<S: Storage> Shared<S> {
         match knock {
             Knock::Wake(session, target) => {
                 let owned = self.interests.wake(&session, &target);
-                if !owned.is_empty() {
-                    self.checks.lock().extend(owned);
-                    self.checked.notify_one();
-                }
+                self.check(owned);
             }
             Knock::Everything => self.everything(),
             Knock::Probe(_) => {}
@@ -122,10 +121,21 @@ impl<S: Storage> Shared<S> {
         let all = self.interests.snapshot(Duration::MAX);
         all.follows.iter().for_each(|follow| follow.wake());
         all.waits.iter().for_each(|wait| wait.wake());
-        if !all.owned.is_empty() {
-            self.checks.lock().extend(all.owned);
-            self.checked.notify_one();
+        self.check(all.owned);
+    }
+
+    /// Has writers look at their streams soon. Over a bound it is left to the
+    /// next round of catching up, which looks at all.
+    fn check(&self, owned: Vec<Arc<Owned>>) {
+        if owned.is_empty() {
+            return;
         }
+        let mut checks = self.checks.lock();
+        if checks.len() < CHECKS {
+            checks.extend(owned);
+        }
+        drop(checks);
+        self.checked.notify_one();
     }
 
     pub(super) async fn run_catch_up(self: Arc<Self>) {

@@ -699,3 +699,26 @@ async fn a_caller_that_goes_away_leaves_no_open_stream() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     a.engine.enter(&id, None, Some(&number(3))).await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_instance_ends_its_calls_at_once_and_serves_nothing() {
+    use mcp_adapter_core::Adapter;
+    let fleet = Fleet::new(Limits::default());
+    let (a, b) = (fleet.instance(), fleet.instance());
+    let id = session();
+    a.engine.create(&id, record()).await.unwrap();
+    let entered = a.engine.enter(&id, None, Some(&number(1))).await.unwrap();
+    let writer = entered.writer.unwrap();
+    let first = writer.append(bytes("1")).await.unwrap();
+    let mut get = a.engine.tail(&id, TailFrom::Standalone).await.unwrap();
+    let mut tail = b.engine.tail(&id, TailFrom::After(first)).await.unwrap();
+    let closing = tokio::time::Instant::now();
+    a.engine.close().await.unwrap();
+    assert_eq!(text(&mut tail).await, "OwnerLost");
+    assert!(closing.elapsed() <= fleet.limits.catch_up());
+    assert_eq!(text(&mut get).await, "Closed");
+    assert_eq!(writer.revoked().await, Revocation::Fenced);
+    let closed = a.engine.enter(&id, None, None).await.unwrap_err();
+    assert_eq!(closed.kind(), ErrorKind::Closed);
+    b.engine.enter(&id, None, None).await.unwrap();
+}
