@@ -14,6 +14,8 @@
 //!   deleted or expired (by the backend's clock, swept or not) changes nothing.
 //! - **Time is the backend's.** Durations come in, deadlines are computed and
 //!   compared there.
+//! - **Use slides expiry** in [`enter`](Storage::enter) that finds its session,
+//!   in appends that are stored, and in reads that ask for it; in nothing else.
 //! - **A knock is a hint.** Losing, repeating or reordering it is allowed.
 
 mod link;
@@ -101,7 +103,8 @@ pub struct Swept {
     /// Expired things that were removed, and streams and requests of the dead
     /// that were ended.
     pub removed: usize,
-    /// Whether the budget ran out first.
+    /// Whether there is more to do: the budget ran out, or not every session was
+    /// searched yet for what belongs to the dead.
     pub more: bool,
 }
 

@@ -32,7 +32,7 @@ pub struct PutRequest {
 /// The answer to one [`PutRequest`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
-    /// Stored, now or by an earlier try.
+    /// Stored, now or by an earlier try, replaced since or not.
     Done,
     /// Stored in place of one that waits there, to be woken.
     Replaced(InstanceId),

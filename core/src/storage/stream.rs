@@ -11,7 +11,8 @@ use crate::id::{InstanceId, Position, SessionKey, StreamId};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// A call's stream: the owner chooses the position. A position at or
-    /// before the top of its epoch is a repeat. A higher epoch than the
+    /// before the top of its epoch is a repeat; one of an earlier epoch is a
+    /// repeat if that event is still there, and fenced otherwise. A higher epoch than the
     /// stream's is the owner's own new epoch. A stream that is not there is
     /// [`Appended::NoStream`].
     Owned {
@@ -134,7 +135,8 @@ pub struct StoredEvent {
 pub enum StreamEnd {
     /// Its writer finished it.
     Finished,
-    /// Its writer is dead, or gave it up (clause F3).
+    /// Its writer is dead, which opens an epoch, or gave it up, which does not
+    /// (clause F3).
     OwnerLost,
 }
 
