@@ -73,11 +73,12 @@ impl fmt::Debug for SessionRecord {
 /// The newest record format that this version reads and writes (clause F5).
 const RECORD_FORMAT: u64 = 1;
 
+/// The record is a field of its own: its names are not ours alone to give.
 #[derive(Serialize, Deserialize)]
 struct Versioned<T> {
     #[serde(rename = "v")]
     format: u64,
-    #[serde(flatten)]
+    #[serde(rename = "r")]
     record: T,
 }
 
@@ -118,9 +119,8 @@ impl SessionRecord {
         if format > RECORD_FORMAT {
             return Err(Error::new(ErrorKind::UnsupportedFormat, "session record"));
         }
-        let mut record: Self = serde_json::from_slice(bytes).map_err(corrupt)?;
-        record.extra.remove("v");
-        Ok(record)
+        let versioned: Versioned<Self> = serde_json::from_slice(bytes).map_err(corrupt)?;
+        Ok(versioned.record)
     }
 }
 
@@ -419,7 +419,8 @@ pub trait SessionAdapter: fmt::Debug + Send + Sync + 'static {
     ) -> Result<Entered>;
 
     /// Replaces the record if the stored revision is still `revision`; returns
-    /// the new one. The principal cannot change (S2).
+    /// the new one. The principal cannot change (S2): under another one than the
+    /// record's the session does not exist.
     ///
     /// # Errors
     /// [`Conflict`](ErrorKind::Conflict): read again and decide again.
@@ -476,8 +477,8 @@ mod tests {
 
     #[test]
     fn records_round_trip_with_unknown_fields() {
-        let json = json!({"v": 1, "protocol": "2025-11-25", "client": {"name": "x", "n": null},
-            "from_the_future": [1, {"a": 1.5}], "log_level": "debug"});
+        let json = json!({"v": 1, "r": {"protocol": "2025-11-25", "log_level": "debug",
+            "client": {"name": "x", "n": null}, "from_the_future": [1, {"a": 1.5}], "v": "mine"}});
         let record = SessionRecord::decode(json.to_string().as_bytes()).unwrap();
         let again: Value = serde_json::from_slice(&record.encode().unwrap()).unwrap();
         assert_eq!(again, json);

@@ -107,8 +107,16 @@ impl<S: Storage> Shared<S> {
         record: &SessionRecord,
     ) -> Result<u64> {
         const OPERATION: &str = "update";
+        let principal = PrincipalKey::of(record.principal.as_ref());
         let record = record.encode()?;
         self.ready(OPERATION).await?;
+        // A session's principal never changes, so this holds until the update.
+        let entered = self
+            .step(OPERATION, |storage| storage.enter(&key, &principal, None))
+            .await?;
+        if !matches!(entered, storage::Entered::Session { .. }) {
+            return Err(not_found(OPERATION));
+        }
         let updated = self
             .step(OPERATION, |storage| {
                 storage.update(&key, revision, record.clone())
@@ -167,7 +175,13 @@ impl<S: Storage> Shared<S> {
             .iter()
             .map(|owned| self.write(owned, None, Some(StreamEnd::OwnerLost)))
             .collect();
-        let told = futures::future::join_all(given_up);
+        let told = async {
+            for wait in &all.waits {
+                // Its waiter reads the outcome, this or an earlier one.
+                let _ = self.withdraw_one(wait).await;
+            }
+            futures::future::join_all(given_up).await
+        };
         let told = super::retry::within("close", self.deadline(), async { Ok(told.await) }).await;
         for owned in all.owned {
             owned.revoke(Revocation::Fenced);

@@ -72,6 +72,9 @@ impl<S: Storage> Shared<S> {
                 owned.state.lock().open_epoch();
             }
         }
+        // Before anything is owned here: who has no heartbeat can be missed by
+        // nobody.
+        self.beat().await;
         self.everything();
         self.link_down.store(0, Ordering::Relaxed);
         self.link.send_replace(Link::Up);

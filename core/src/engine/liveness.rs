@@ -11,28 +11,32 @@ use crate::storage::{Beat, Storage};
 const SWEEP_BUDGET: usize = 512;
 /// Steps of one round of sweeping: with a backlog the next round goes on.
 const SWEEP_STEPS: usize = 64;
-/// Leases that a heartbeat is kept for.
+/// Leases that a heartbeat is kept for, at least.
 const BEAT_KEPT: u32 = 10;
 
 impl<S: Storage> Shared<S> {
     pub(super) async fn run_heartbeat(self: Arc<Self>) {
         let mut tick = interval(self.limits.heartbeat());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut count = 0;
+        // The first is raised with the link.
+        tick.tick().await;
         loop {
             tick.tick().await;
-            count += 1;
-            self.beat(count).await;
+            self.beat().await;
         }
     }
 
-    async fn beat(&self, count: u64) {
+    /// Raises the counter and reads all.
+    pub(super) async fn beat(&self) {
         let beat = Beat {
             instance: self.me,
-            count,
+            count: self.beats.fetch_add(1, Ordering::Relaxed) + 1,
         };
         let (sent, millis) = (Instant::now(), self.millis());
-        let ttl = self.limits.lease() * BEAT_KEPT;
+        // At least as long as anything that this instance may leave behind: a
+        // fleet that was suspended as a whole learns of its dead from what is
+        // stored.
+        let ttl = (self.limits.lease() * BEAT_KEPT).max(self.limits.idle_ttl());
         // One try: a later one must not count as sent now.
         let deadline = sent + self.limits.operation_timeout().min(self.limits.lease() / 4);
         let beats = within("heartbeat", deadline, self.storage.heartbeat(beat, ttl)).await;

@@ -110,6 +110,8 @@ struct Shared<S> {
     closed: AtomicBool,
     link: watch::Sender<Link>,
     stop: watch::Sender<bool>,
+    /// This instance's heartbeat counter.
+    beats: AtomicU64,
     /// When this instance was surely alive for others: milliseconds after
     /// `origin` at which the last acknowledged heartbeat was sent, plus one.
     beaten: AtomicU64,
@@ -174,6 +176,7 @@ impl<S: Storage> Engine<S> {
             closed: AtomicBool::new(false),
             link: watch::Sender::new(Link::Starting),
             stop: stop.clone(),
+            beats: AtomicU64::new(0),
             beaten: AtomicU64::new(0),
             origin: Instant::now(),
             failing: AtomicU64::new(0),

@@ -150,6 +150,11 @@ impl<S: Storage> Shared<S> {
                 Ok(Settled::Already(_) | Settled::Alive | Settled::Unknown) => {
                     self.state_of(wait).await.map(outcome_of)
                 }
+                // The lane is closed with this instance; what was settled before
+                // can still be read.
+                Err(error) if error.kind() == ErrorKind::Closed => {
+                    self.state_of(wait).await.map(outcome_of)
+                }
                 Err(error) => Err(error),
             };
             match settled {
@@ -300,10 +305,15 @@ impl<S: Storage> Shared<S> {
         let mut waits = self.interests.waits(&session);
         waits.retain(|wait| wait.stream.as_ref() == Some(stream));
         for wait in waits {
-            self.settle(self.settle_of(&wait, OutcomeKind::Cancelled))
-                .await?;
-            wait.wake();
+            self.withdraw_one(&wait).await?;
         }
+        Ok(())
+    }
+
+    pub(super) async fn withdraw_one(&self, wait: &Wait) -> Result<()> {
+        self.settle(self.settle_of(wait, OutcomeKind::Cancelled))
+            .await?;
+        wait.wake();
         Ok(())
     }
 

@@ -1,0 +1,292 @@
+//! One stream of the reference.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use mcp_adapter_core::{
+    InstanceId, Position, RpcId,
+    storage::{
+        Append, Appended, Cursor, Held, Hold, Holder, OpenStream, Place, StoredEvent, StreamEnd,
+        StreamState,
+    },
+};
+use tokio::time::Instant;
+
+use super::Context;
+
+#[derive(Debug, Clone)]
+struct Event {
+    position: Position,
+    prev: Option<Position>,
+    data: Bytes,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Stream {
+    pub(super) owner: Option<InstanceId>,
+    pub(super) request: Option<RpcId>,
+    pub(super) cancelled: bool,
+    pub(super) end: Option<StreamEnd>,
+    /// Set with the end.
+    pub(super) expires: Option<Instant>,
+    top: Position,
+    /// The top of each epoch.
+    tops: BTreeMap<u32, u64>,
+    events: Vec<Event>,
+    /// Of a shared stream: where each writer's numbers went. Never forgotten.
+    tags: BTreeMap<(InstanceId, u64), Position>,
+    pub(super) holder: Option<Holder>,
+    number: u64,
+    /// Where the present hold began.
+    began: Position,
+    /// Where the last holder let go.
+    released: Option<Position>,
+}
+
+enum Admission {
+    New(Position, Option<Position>),
+    Repeat(Position),
+    Refused(Appended),
+}
+
+impl Stream {
+    pub(super) fn owned(open: &OpenStream) -> Self {
+        Self {
+            owner: Some(open.owner),
+            request: Some(open.request.clone()),
+            holder: Some(Holder {
+                instance: open.owner,
+                number: 1,
+            }),
+            number: 1,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn is_open_call(&self) -> bool {
+        self.owner.is_some() && self.end.is_none()
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.events.iter().map(|event| event.data.len() as u64).sum()
+    }
+
+    pub(super) fn events(&self) -> u64 {
+        self.events.len() as u64
+    }
+
+    pub(super) fn evict(&mut self) -> bool {
+        let any = !self.events.is_empty();
+        if any {
+            self.events.remove(0);
+        }
+        any
+    }
+
+    /// The stream of a dead owner: a new epoch, so that whatever the owner
+    /// still writes is behind it.
+    pub(super) fn lose_owner(&mut self, expires: Instant) {
+        self.end = Some(StreamEnd::OwnerLost);
+        self.expires = Some(expires);
+        self.top = Position::new(self.top.epoch + 1, 0);
+    }
+
+    /// `born`: the generation in which its session was created.
+    pub(super) fn append(&mut self, context: &Context, append: &Append, born: u32) -> Appended {
+        let admission = match append.place {
+            Place::Owned { owner, position } => self.admit_owned(context, append, owner, position),
+            Place::Shared { writer, tag } => self.admit_shared(context, append, writer, tag, born),
+        };
+        let position = match admission {
+            Admission::Refused(refused) => return refused,
+            Admission::Repeat(position) => position,
+            Admission::New(position, prev) => {
+                if let Some(event) = &append.event {
+                    self.store(position, prev, event.data.clone());
+                    if let Place::Shared { writer, tag } = append.place {
+                        self.tags.insert((writer, tag), position);
+                    }
+                    while self.events.len() > 1
+                        && (self.events.len() > append.keep_events
+                            || self.bytes() > append.keep_bytes as u64)
+                    {
+                        self.evict();
+                    }
+                }
+                if let Some(ttl) = append.finish {
+                    self.finish(append.end, context.now, ttl);
+                }
+                if append.event.is_some() {
+                    position
+                } else {
+                    self.top
+                }
+            }
+        };
+        Appended::Stored {
+            position,
+            holder: self.holder.map(|holder| holder.instance),
+            usage: Default::default(),
+        }
+    }
+
+    fn finish(&mut self, end: StreamEnd, now: Instant, ttl: Duration) {
+        self.end = Some(end);
+        self.expires = Some(now + ttl);
+    }
+
+    fn store(&mut self, position: Position, prev: Option<Position>, data: Bytes) {
+        self.tops.insert(position.epoch, position.seq);
+        self.top = position;
+        self.events.push(Event {
+            position,
+            prev,
+            data,
+        });
+    }
+
+    fn admit_owned(
+        &self,
+        context: &Context,
+        append: &Append,
+        owner: InstanceId,
+        position: Position,
+    ) -> Admission {
+        let fencing = !context.defects.no_fencing;
+        if self.owner != Some(owner) && fencing {
+            return Admission::Refused(Appended::Fenced);
+        }
+        let stored = self.tops.get(&position.epoch).copied().unwrap_or(0);
+        if append.event.is_some() && position.seq <= stored {
+            if context.defects.no_repeat_safety && self.end.is_none() {
+                let again = Position::new(self.top.epoch, self.top.seq + 1);
+                return Admission::New(again, None);
+            }
+            return Admission::Repeat(position);
+        }
+        if position.epoch < self.top.epoch && fencing {
+            return Admission::Refused(Appended::Fenced);
+        }
+        match self.end {
+            Some(_) if append.event.is_none() => Admission::Repeat(self.top),
+            Some(StreamEnd::OwnerLost) if fencing => Admission::Refused(Appended::Fenced),
+            Some(StreamEnd::Finished) => Admission::Refused(Appended::Finished),
+            _ => {
+                let prev = append.event.as_ref().and_then(|event| event.prev);
+                Admission::New(position, prev)
+            }
+        }
+    }
+
+    fn admit_shared(
+        &self,
+        context: &Context,
+        append: &Append,
+        writer: InstanceId,
+        tag: u64,
+        born: u32,
+    ) -> Admission {
+        if self.owner.is_some() {
+            return Admission::Refused(Appended::Fenced);
+        }
+        let stored = self.tags.get(&(writer, tag));
+        if let Some(position) = stored.filter(|_| !context.defects.no_repeat_safety) {
+            return Admission::Repeat(*position);
+        }
+        if self.end.is_some() {
+            return if append.event.is_none() {
+                Admission::Repeat(self.top)
+            } else {
+                Admission::Refused(Appended::Finished)
+            };
+        }
+        // The epoch is the generation: a history that was lost has used other
+        // ones. What it gave out last nobody knows, so everybody who has
+        // followed the stream before is told of a gap.
+        let (epoch, prev) = if context.defects.epochs_from_data {
+            (1, None)
+        } else {
+            let unknown = Position::new(context.generation - 1, u64::MAX);
+            let prev = (born < context.generation).then_some(unknown);
+            (context.generation, prev)
+        };
+        if self.top.epoch >= epoch {
+            Admission::New(Position::new(self.top.epoch, self.top.seq + 1), None)
+        } else {
+            Admission::New(Position::new(epoch, 1), prev)
+        }
+    }
+
+    pub(super) fn page(&self, cursor: &Cursor) -> Vec<StoredEvent> {
+        let mut bytes = 0;
+        let mut page = Vec::new();
+        for event in self.events.iter().filter(|e| e.position > cursor.after) {
+            bytes += event.data.len();
+            if page.len() >= cursor.max_events || (!page.is_empty() && bytes > cursor.max_bytes) {
+                break;
+            }
+            page.push(StoredEvent {
+                position: event.position,
+                prev: event.prev,
+                data: Some(event.data.clone()),
+            });
+        }
+        page
+    }
+
+    pub(super) fn state(&self) -> StreamState {
+        StreamState {
+            top: self.top,
+            oldest: self.events.first().map(|event| event.position),
+            end: self.end,
+            owner: self.owner,
+            holder: self.holder,
+            cancelled: self.cancelled,
+        }
+    }
+
+    pub(super) fn hold(&mut self, me: InstanceId, hold: Hold) -> Held {
+        match (hold, self.holder) {
+            (Hold::TakeFrom(_), Some(holder)) if holder.instance == me => {
+                self.held(holder.number, None, self.began)
+            }
+            (Hold::TakeFrom(from), Some(holder)) if from != Some(holder) => Held::Busy(holder),
+            (Hold::Take | Hold::TakeFrom(_), former) => {
+                let former = former.map(|holder| holder.instance);
+                if former != Some(me) {
+                    self.began = match self.number {
+                        0 => Position::START,
+                        _ => self.released.unwrap_or(self.top),
+                    };
+                }
+                self.released = None;
+                self.number += 1;
+                self.holder = Some(Holder {
+                    instance: me,
+                    number: self.number,
+                });
+                self.held(self.number, former, self.began)
+            }
+            (Hold::Release { number, cursor }, holder) => {
+                let mine = Holder {
+                    instance: me,
+                    number,
+                };
+                if holder == Some(mine) {
+                    self.holder = None;
+                    self.released = Some(cursor);
+                }
+                self.held(number, None, cursor)
+            }
+        }
+    }
+
+    fn held(&self, number: u64, former: Option<InstanceId>, cursor: Position) -> Held {
+        Held::Done {
+            number,
+            former,
+            cursor,
+            state: self.state(),
+        }
+    }
+}
