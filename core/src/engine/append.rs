@@ -13,8 +13,9 @@ use super::{
 };
 use crate::{
     error::{Applied, Error, ErrorKind},
+    id::{Position, SessionKey, StreamId},
     session::EndReason,
-    storage::{Appended, Entered, OpenStream, Storage, StreamEnd},
+    storage::{Append, Appended, Cursor, Entered, OpenStream, Place, Read, Storage, StreamEnd},
 };
 
 impl<S: Storage> Shared<S> {
@@ -128,10 +129,11 @@ impl<S: Storage> Shared<S> {
     fn hand_over_unstored(&self, pending: &Pending) {
         let terminal = pending.append.finish.is_some() && !pending.passed;
         if let (true, Some(owned), Some(event)) = (terminal, &pending.owned, &pending.append.event)
+            && let Place::Owned { position, .. } = pending.append.place
             && let Some(local) = owned.state.lock().local.take()
         {
             metrics::counter!("mcp_adapter_results_unstored_total").increment(1);
-            local.pass_unstored(event.data.clone());
+            local.pass_unstored(position, event.data.clone());
             local.finish(EndReason::Finished);
         }
     }
@@ -139,19 +141,58 @@ impl<S: Storage> Shared<S> {
     fn give_up(&self, pending: &Pending) {
         if let (true, Some(owned)) = (pending.append.finish.is_some(), &pending.owned) {
             metrics::counter!("mcp_adapter_results_dropped_total").increment(1);
-            owned.state.lock().orphaned = true;
+            owned.state.lock().orphaned = Some(self.watched_until());
         }
     }
 
-    /// Ends a stream whose finish did not reach the backend in time.
+    /// Until when a stream is watched that may still appear.
+    pub(super) fn watched_until(&self) -> Instant {
+        Instant::now() + self.limits.max_outage()
+    }
+
+    /// Ends a stream of this instance that nobody here writes any more.
     pub(super) fn finish_orphan(self: &Arc<Self>, owned: &Arc<Owned>) {
         {
             let mut state = owned.state.lock();
-            if !std::mem::take(&mut state.orphaned) || self.closed.load(Ordering::Acquire) {
+            if state.orphaned.take().is_none() || self.closed.load(Ordering::Acquire) {
                 return;
             }
             state.finishing = false;
         }
         drop(self.write(owned, None, Some(StreamEnd::OwnerLost)));
+    }
+
+    /// Ends a stream that the backend has open under this instance's name
+    /// although nobody here writes it: its finish was acknowledged and then lost
+    /// with the backend's data. The writer registers before it opens, so that
+    /// its absence after the read is proof.
+    pub(super) async fn disown(self: &Arc<Self>, session: SessionKey, stream: StreamId) {
+        let cursor = Cursor::state_of(session, stream.clone());
+        let Ok(Read::Page { state, .. }) = self.read_one("disown", cursor).await else {
+            return;
+        };
+        let open = state.end.is_none() && state.owner == Some(self.me);
+        if !open || self.interests.owned(&session, &stream).is_some() {
+            return;
+        }
+        metrics::counter!("mcp_adapter_streams_disowned_total").increment(1);
+        let append = [Append {
+            session,
+            stream,
+            place: Place::Owned {
+                owner: self.me,
+                position: Position::new(state.top.epoch.saturating_add(1), 0),
+            },
+            event: None,
+            finish: Some(self.limits.finished_ttl()),
+            end: StreamEnd::OwnerLost,
+            keep_events: self.limits.stream_events(),
+            keep_bytes: self.limits.stream_bytes(),
+            trim: None,
+            wake: state.holder.map(|holder| holder.instance),
+        }];
+        if let Err(error) = self.step("disown", |storage| storage.append(&append)).await {
+            tracing::debug!(%error, "a stream could not be given up; its reader asks again");
+        }
     }
 }

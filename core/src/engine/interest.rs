@@ -47,9 +47,10 @@ pub(super) struct OwnedState {
     /// The tail of this instance that holds it.
     pub(super) local: Option<Arc<Follow>>,
     pub(super) finishing: bool,
-    /// The finish did not reach the backend in time: it is to be repeated when
-    /// the backend is back, for nothing may stay open for ever.
-    pub(super) orphaned: bool,
+    /// Nobody here writes the stream any more, and it is not known whether the
+    /// backend has it open. Until then it is watched, and ended if it appears:
+    /// a late `enter` or a lost finish must not leave it open for ever.
+    pub(super) orphaned: Option<Instant>,
 }
 
 impl Owned {
@@ -72,7 +73,7 @@ impl Owned {
                 remote: None,
                 local: None,
                 finishing: false,
-                orphaned: false,
+                orphaned: None,
             }),
             revoked: watch::Sender::new(None),
         })
@@ -157,7 +158,7 @@ pub(super) struct Follow {
 struct FollowInner {
     queue: VecDeque<Passed>,
     bytes: usize,
-    unstored: Option<Bytes>,
+    unstored: Option<(Position, Bytes)>,
     dirty: bool,
     /// The stream is finished with what is queued.
     finish: Option<EndReason>,
@@ -166,12 +167,14 @@ struct FollowInner {
     /// Up to where the follower knows the stream.
     seen: Position,
     number: u64,
+    /// When the stream's owner was asked last whether it still writes it.
+    asked: Instant,
 }
 
 /// What a follower does next.
 pub(super) enum Step {
     Passed(Passed),
-    Unstored(Bytes),
+    Unstored(Position, Bytes),
     Read,
     End(EndReason),
 }
@@ -210,6 +213,7 @@ impl Follow {
                 end: None,
                 seen: Position::START,
                 number,
+                asked: Instant::now(),
             }),
             changed: Notify::new(),
         })
@@ -231,8 +235,9 @@ impl Follow {
         self.changed.notify_one();
     }
 
-    pub(super) fn pass_unstored(&self, data: Bytes) {
-        self.inner.lock().unstored = Some(data);
+    /// Hands a result over that is to be stored at `position`, if at all.
+    pub(super) fn pass_unstored(&self, position: Position, data: Bytes) {
+        self.inner.lock().unstored = Some((position, data));
         self.changed.notify_one();
     }
 
@@ -250,6 +255,16 @@ impl Follow {
 
     pub(super) fn number(&self) -> u64 {
         self.inner.lock().number
+    }
+
+    /// Whether the owner is to be asked again.
+    pub(super) fn asks(&self, every: std::time::Duration) -> bool {
+        let mut inner = self.inner.lock();
+        let due = inner.asked.elapsed() >= every;
+        if due {
+            inner.asked = Instant::now();
+        }
+        due
     }
 
     pub(super) fn set_number(&self, number: u64) {
@@ -276,8 +291,8 @@ impl Follow {
             inner.bytes -= event.data.len();
             return Some(Step::Passed(event));
         }
-        if let Some(data) = inner.unstored.take() {
-            return Some(Step::Unstored(data));
+        if let Some((position, data)) = inner.unstored.take() {
+            return Some(Step::Unstored(position, data));
         }
         // Cleared before the read: a knock that comes during the read asks for
         // another one.

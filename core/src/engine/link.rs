@@ -17,11 +17,12 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
-    id::{Position, SessionKey},
+    id::SessionKey,
     session::{EndReason, Revocation},
     signal::Signal,
     storage::{
         Cursor, Door, Knock, Read, RequestKey, RequestState, Storage, StreamEnd, StreamState,
+        Target,
     },
 };
 
@@ -101,10 +102,18 @@ impl<S: Storage> Shared<S> {
         }
     }
 
-    fn knocked(&self, knock: Knock) {
+    fn knocked(self: &Arc<Self>, knock: Knock) {
         match knock {
             Knock::Wake(session, target) => {
                 let owned = self.interests.wake(&session, &target);
+                if let (true, Target::Stream(stream)) = (owned.is_empty(), &target)
+                    && !stream.is_standalone()
+                    && self.interests.follows(&session, stream).is_empty()
+                {
+                    // Somebody believes that this instance writes it.
+                    let (shared, stream) = (Arc::clone(self), stream.clone());
+                    Self::spawn(async move { shared.disown(session, stream).await });
+                }
                 self.check(owned);
             }
             Knock::Everything => self.everything(),
@@ -204,13 +213,9 @@ impl<S: Storage> Shared<S> {
                     (None, None) => return None,
                 };
                 Some(Cursor {
-                    session,
-                    stream: stream.clone(),
-                    after: Position::START,
-                    max_events: 0,
-                    max_bytes: 0,
                     // Once per session and round.
                     touch: touch.remove(&session),
+                    ..Cursor::state_of(session, stream.clone())
                 })
             })
             .collect();
@@ -270,8 +275,13 @@ impl<S: Storage> Shared<S> {
                     self.interests.remove_owned(owned);
                 }
             }
-            // Not there yet, or lost: the next append opens it again.
-            Read::NoStream => self.finish_orphan(owned),
+            // Lost, and the next append opens it again; or not there yet.
+            Read::NoStream => {
+                let orphaned = owned.state.lock().orphaned;
+                if orphaned.is_some_and(|until| until <= Instant::now()) {
+                    self.interests.remove_owned(owned);
+                }
+            }
         }
     }
 
@@ -282,6 +292,15 @@ impl<S: Storage> Shared<S> {
         let claimed = self
             .claim_if_dead(&first.session, &first.stream, state)
             .await;
+        if let (None, Some(owner), false) = (state.end, state.owner, claimed)
+            && first.asks(self.limits.lease() / 2)
+        {
+            if owner == self.me {
+                self.disown(first.session, first.stream.clone()).await;
+            } else {
+                self.wake(owner, first.session, Target::Stream(first.stream.clone()));
+            }
+        }
         let holder = state.holder.map(|holder| holder.number);
         let held_by_dead = |follow: &Follow| {
             follow.number() == 0

@@ -166,7 +166,11 @@ impl<S: Storage> Tailer<S> {
             }
             match self.follow.take() {
                 Some(Step::End(why)) => self.after = Some(why),
-                Some(Step::Unstored(data)) => {
+                // It was stored after all, and was read.
+                Some(Step::Unstored(position, _)) if position <= self.sequence.cursor => {
+                    self.follow.wake();
+                }
+                Some(Step::Unstored(_, data)) => {
                     self.after = Some(EndReason::Finished);
                     return Some(TailEvent::Unstored { data });
                 }
@@ -342,7 +346,7 @@ impl<S: Storage> Shared<S> {
         .await
     }
 
-    async fn read_one(&self, operation: &'static str, cursor: Cursor) -> Result<Read> {
+    pub(super) async fn read_one(&self, operation: &'static str, cursor: Cursor) -> Result<Read> {
         let cursors = [cursor];
         let answers = self
             .step(operation, |storage| storage.read(&cursors))
@@ -397,12 +401,8 @@ impl<S: Storage> Shared<S> {
                 }
                 // Its existence is decided here, its turn is decided later.
                 let cursor = Cursor {
-                    session,
-                    stream: stream.clone(),
-                    after: Position::START,
-                    max_events: 0,
-                    max_bytes: 0,
                     touch: true,
+                    ..Cursor::state_of(session, stream.clone())
                 };
                 if matches!(self.read_one("tail", cursor).await?, Read::NoSession) {
                     return Err(Error::new(ErrorKind::SessionNotFound, "tail"));

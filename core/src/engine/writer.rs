@@ -216,7 +216,7 @@ impl<S: Storage> Shared<S> {
                 }
                 state.finishing = false;
                 // A stream that cannot even be given up stays on the list.
-                state.orphaned = end == Some(StreamEnd::OwnerLost);
+                state.orphaned = (end == Some(StreamEnd::OwnerLost)).then(|| self.watched_until());
                 failed(error)
             }
         }
@@ -351,7 +351,12 @@ impl<S: Storage> Shared<S> {
             Appended::NoStream => ErrorKind::StreamGone,
             Appended::NoSession => ErrorKind::SessionNotFound,
         };
-        if let Some((owned, state)) = writer {
+        if let Some((owned, mut state)) = writer {
+            if error == ErrorKind::StreamGone && append.event.is_none() {
+                // Its `enter` may still be under way.
+                state.orphaned = Some(self.watched_until());
+                return Err(Error::new(error, operation));
+            }
             drop(state);
             match error {
                 ErrorKind::SessionNotFound => owned.revoke(Revocation::SessionEnded),

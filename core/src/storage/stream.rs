@@ -119,6 +119,21 @@ pub struct Cursor {
     pub touch: bool,
 }
 
+impl Cursor {
+    /// Reads a stream's state alone.
+    #[must_use]
+    pub fn state_of(session: SessionKey, stream: StreamId) -> Self {
+        Self {
+            session,
+            stream,
+            after: Position::START,
+            max_events: 0,
+            max_bytes: 0,
+            touch: false,
+        }
+    }
+}
+
 /// A stored event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredEvent {
