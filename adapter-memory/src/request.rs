@@ -24,6 +24,8 @@ pub(crate) struct Request {
     token: WaiterToken,
     /// The waiter that this one replaced: its late repeat must not replace back.
     former: Option<WaiterToken>,
+    /// The try that ended the one before: its late repeat must not end this one.
+    former_attempt: Option<WaiterToken>,
     owner: InstanceId,
     /// The deadline while it is pending; afterwards, when it is forgotten.
     due: Time,
@@ -36,6 +38,7 @@ impl Request {
         Self {
             token: put.token,
             former: former.map(|former| former.token),
+            former_attempt: former.and_then(|former| former.end.as_ref()?.attempt),
             owner: put.owner,
             due: now.after(put.timeout.into()),
             result_ttl: put.result_ttl.into(),
@@ -78,9 +81,11 @@ impl Request {
         self.end(now, OutcomeKind::OwnerLost, Bytes::new(), None);
     }
 
-    /// [`Settled::Won`] of a request that was pending is the only one that
-    /// changes it.
+    /// Changes nothing but a pending request that it wins.
     pub(crate) fn settle(&mut self, settle: &Settle, beats: &Beats, now: Time) -> Settled {
+        if self.former_attempt == Some(settle.attempt) {
+            return Settled::Won;
+        }
         if settle.token.is_some_and(|token| token != self.token) {
             return Settled::Already(OutcomeKind::Replaced);
         }

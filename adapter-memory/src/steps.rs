@@ -191,8 +191,9 @@ impl Entry<'_> {
         if settled != Settled::Won {
             return (settled, None);
         }
+        let still_pending = request.is_pending();
         let (owner, due) = (request.owner(), request.due());
-        if pending {
+        if pending && !still_pending {
             live.pending -= 1;
             self.totals.pending -= 1;
             self.arm(due);

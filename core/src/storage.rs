@@ -14,6 +14,11 @@
 //!   deleted or expired (by the backend's clock, swept or not) changes nothing.
 //! - **Time is the backend's.** Durations come in, deadlines are computed and
 //!   compared there.
+//! - **A command may come late.** What timed out may still sit in a buffer and be
+//!   executed after everybody gave up. Names and positions make it harmless; for
+//!   `create`, a deleted session leaves its creator's token behind for longer
+//!   than any command can be held up. A backend in the same process has no such
+//!   buffers.
 //! - **Use slides expiry** in [`enter`](Storage::enter) that finds its session,
 //!   in appends that are stored, and in reads that ask for it; in nothing else.
 //! - **A knock is a hint.** Losing, repeating or reordering it is allowed.

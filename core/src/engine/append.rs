@@ -44,7 +44,8 @@ impl<S: Storage> Shared<S> {
             };
             let now = Instant::now();
             let mut rest = Vec::with_capacity(batch.len());
-            for job in batch {
+            for mut job in batch {
+                job.item.unsure |= error.applied() == Applied::Unknown;
                 if error.is_retryable() && job.item.deadline > now {
                     self.hand_over_unstored(&job.item);
                     rest.push(job);
@@ -94,11 +95,18 @@ impl<S: Storage> Shared<S> {
                 append,
                 owned,
                 passed,
+                unsure,
                 ..
             } = &job.item;
             let writer = owned.as_ref().map(|owned| (owned, owned.state.lock()));
             let result = self.appended(append, writer, answer, *passed);
-            job.answer(result.map(|_| answer));
+            let unsure = *unsure;
+            // Refused now, but an earlier try may have been stored and read.
+            let refused = |error: Error| match unsure {
+                true => error.with_applied(Applied::Unknown),
+                false => error,
+            };
+            job.answer(result.map(|_| answer).map_err(refused));
         }
         again
     }

@@ -108,6 +108,7 @@ struct Shared<S> {
     checked: tokio::sync::Notify,
     started: AtomicBool,
     closed: AtomicBool,
+    killed: AtomicBool,
     link: watch::Sender<Link>,
     stop: watch::Sender<bool>,
     /// This instance's heartbeat counter.
@@ -174,6 +175,7 @@ impl<S: Storage> Engine<S> {
             checked: tokio::sync::Notify::new(),
             started: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
             link: watch::Sender::new(Link::Starting),
             stop: stop.clone(),
             beats: AtomicU64::new(0),
@@ -193,6 +195,16 @@ impl<S: Storage> Engine<S> {
     #[must_use]
     pub fn storage(&self) -> &S {
         &self.shared.storage
+    }
+
+    /// Stops this instance as the end of its process would: nothing that it
+    /// owns is given up, and nothing is written any more, not even by what is
+    /// dropped later. For tests of what other instances make of it (clause F3);
+    /// [`close`](crate::Adapter::close) is the end for everything else.
+    pub fn kill(&self) {
+        self.shared.killed.store(true, Ordering::Release);
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.stop.send_replace(true);
     }
 
     /// The limits.
@@ -289,6 +301,9 @@ impl<S: Storage> Shared<S> {
     where
         F: Future<Output = Result<T>>,
     {
+        if self.killed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Closed, operation));
+        }
         let result = if self.profile.inline {
             step(&self.storage).await
         } else {

@@ -1,6 +1,9 @@
 //! Client requests: one outcome each, whoever is first (clause C2).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -39,7 +42,7 @@ struct Withdraw<S: Storage> {
 impl<S: Storage> Drop for Withdraw<S> {
     fn drop(&mut self) {
         self.shared.interests.remove_wait(&self.wait);
-        if self.ended {
+        if self.ended || self.shared.killed.load(Ordering::Acquire) {
             return;
         }
         let settle = self.shared.settle_of(&self.wait, OutcomeKind::Cancelled);

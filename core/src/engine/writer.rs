@@ -1,6 +1,6 @@
 //! Appends: those of a call's only writer and those to the standalone stream.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -32,6 +32,8 @@ pub(super) struct Pending {
     pub(super) deadline: Instant,
     /// Its follower has it already.
     pub(super) passed: bool,
+    /// A try of it may have taken effect.
+    pub(super) unsure: bool,
 }
 
 pub(super) struct Writer<S: Storage> {
@@ -139,6 +141,9 @@ impl<S: Storage> Shared<S> {
         if size > self.limits.event_bytes() {
             return failed(Error::new(ErrorKind::TooLarge, operation));
         }
+        if self.killed.load(Ordering::Acquire) {
+            return failed(Error::new(ErrorKind::Closed, operation));
+        }
         let revoked = *owned.revoked.borrow();
         let mut state = owned.state.lock();
         if state.finishing {
@@ -200,6 +205,7 @@ impl<S: Storage> Shared<S> {
             owned: Some(Arc::clone(owned)),
             deadline,
             passed: passing.is_some(),
+            unsure: false,
         };
         let lane = self.append_lane(&owned.session, &owned.stream);
         match lane.push(operation, pending, size) {
@@ -228,6 +234,9 @@ impl<S: Storage> Shared<S> {
         let size = data.len();
         if size > self.limits.event_bytes() {
             return failed(Error::new(ErrorKind::TooLarge, OPERATION));
+        }
+        if self.killed.load(Ordering::Acquire) {
+            return failed(Error::new(ErrorKind::Closed, OPERATION));
         }
         let mut tag = self.tag_shard(&session).lock();
         *tag += 1;
@@ -264,6 +273,7 @@ impl<S: Storage> Shared<S> {
             owned: None,
             deadline,
             passed: false,
+            unsure: false,
         };
         match lane.push(OPERATION, pending, size) {
             Ok(answer) => answered(OPERATION, answer, deadline),

@@ -58,7 +58,8 @@ pub struct Settle {
     pub payload: Bytes,
     /// Only if the owner is this and still dead.
     pub dead: Option<Dead>,
-    /// Names the try: a repeat has the same.
+    /// Names the try: a repeat has the same, and is won and changes nothing
+    /// although the id was created again meanwhile.
     pub attempt: WaiterToken,
 }
 

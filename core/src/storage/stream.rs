@@ -24,6 +24,11 @@ pub enum Place {
     /// The standalone stream: the backend chooses the next position, in a new
     /// epoch where the generation is not that of the last append. A stream
     /// that is not there is created if its session is.
+    ///
+    /// The new epoch must be one that no lost history can have used: two
+    /// restores of one copy would otherwise issue ids again. Derive it from the
+    /// generation. Its first event follows `(former epoch, u64::MAX)`, for what
+    /// was lost is not known: a reader that was behind gets a gap.
     Shared {
         /// The writer.
         writer: InstanceId,

@@ -722,3 +722,31 @@ async fn a_closed_instance_ends_its_calls_at_once_and_serves_nothing() {
     assert_eq!(closed.kind(), ErrorKind::Closed);
     b.engine.enter(&id, None, None).await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_instance_writes_nothing_more_and_is_found_dead() {
+    use mcp_adapter_core::Adapter;
+    for inline in [true, false] {
+        let fleet = Fleet::new(Limits::default());
+        let (near, far, b) = (fleet.inline(), fleet.instance(), fleet.instance());
+        let a: &dyn Adapter = if inline { &near } else { &far.engine };
+        let id = session();
+        b.engine.create(&id, record()).await.unwrap();
+        let entered = a.enter(&id, None, Some(&number(1))).await.unwrap();
+        let writer = entered.writer.unwrap();
+        let first = writer.append(bytes("1")).await.unwrap();
+        let mut tail = b.engine.tail(&id, start_of(&first.stream)).await.unwrap();
+        assert_eq!(text(&mut tail).await, "1");
+        let killed = tokio::time::Instant::now();
+        if inline {
+            near.kill();
+        } else {
+            far.engine.kill();
+        }
+        let late = writer.append(bytes("2")).await.unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::Closed);
+        drop(writer);
+        assert_eq!(text(&mut tail).await, "OwnerLost");
+        assert!(killed.elapsed() >= fleet.limits.lease(), "not by its drop");
+    }
+}
