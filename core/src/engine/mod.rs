@@ -108,7 +108,8 @@ struct Shared<S> {
     checked: tokio::sync::Notify,
     started: AtomicBool,
     closed: AtomicBool,
-    killed: AtomicBool,
+    /// Set once by `kill`: then nothing completes.
+    killed: watch::Sender<bool>,
     link: watch::Sender<Link>,
     stop: watch::Sender<bool>,
     /// This instance's heartbeat counter.
@@ -175,7 +176,7 @@ impl<S: Storage> Engine<S> {
             checked: tokio::sync::Notify::new(),
             started: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            killed: AtomicBool::new(false),
+            killed: watch::Sender::new(false),
             link: watch::Sender::new(Link::Starting),
             stop: stop.clone(),
             beats: AtomicU64::new(0),
@@ -197,14 +198,13 @@ impl<S: Storage> Engine<S> {
         &self.shared.storage
     }
 
-    /// Stops this instance as the end of its process would: nothing that it
-    /// owns is given up, and nothing is written any more, not even by what is
-    /// dropped later. For tests of what other instances make of it (clause F3);
+    /// Stops this instance as the end of its process would: its tasks end, what
+    /// is called or waited for from now on never completes, and nothing is
+    /// written any more, not even by what is dropped later. For tests of what
+    /// other instances make of it (clause F3);
     /// [`close`](crate::Adapter::close) is the end for everything else.
     pub fn kill(&self) {
-        self.shared.killed.store(true, Ordering::Release);
-        self.shared.closed.store(true, Ordering::Release);
-        self.shared.stop.send_replace(true);
+        self.shared.killed.send_replace(true);
     }
 
     /// The limits.
@@ -267,8 +267,12 @@ impl<S: Storage> Shared<S> {
             tasks.spawn(Arc::clone(self).run_settles(queues.settle));
         }
         let shared = Arc::clone(self);
+        let mut killed = self.killed.subscribe();
         tokio::spawn(async move {
-            shared.stopped().await;
+            tokio::select! {
+                () = shared.stopped() => {}
+                _ = killed.wait_for(|killed| *killed) => {}
+            }
             tasks.shutdown().await;
         });
     }
@@ -283,6 +287,17 @@ impl<S: Storage> Shared<S> {
 
     fn deadline(&self) -> Instant {
         Instant::now() + self.limits.operation_timeout()
+    }
+
+    fn is_killed(&self) -> bool {
+        *self.killed.borrow()
+    }
+
+    /// Never completes in a killed instance.
+    async fn unless_killed(&self) {
+        if self.is_killed() {
+            std::future::pending().await
+        }
     }
 
     /// Completes when this instance is closed or dropped.
@@ -301,9 +316,7 @@ impl<S: Storage> Shared<S> {
     where
         F: Future<Output = Result<T>>,
     {
-        if self.killed.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Closed, operation));
-        }
+        self.unless_killed().await;
         let result = if self.profile.inline {
             step(&self.storage).await
         } else {

@@ -1,9 +1,6 @@
 //! Client requests: one outcome each, whoever is first (clause C2).
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -42,7 +39,7 @@ struct Withdraw<S: Storage> {
 impl<S: Storage> Drop for Withdraw<S> {
     fn drop(&mut self) {
         self.shared.interests.remove_wait(&self.wait);
-        if self.ended || self.shared.killed.load(Ordering::Acquire) {
+        if self.ended || self.shared.is_killed() {
             return;
         }
         let settle = self.shared.settle_of(&self.wait, OutcomeKind::Cancelled);
@@ -334,6 +331,7 @@ impl<S: Storage> Shared<S> {
     }
 
     async fn settle(&self, settle: Settle) -> Result<Settled> {
+        self.unless_killed().await;
         if self.profile.inline {
             let answers = self.storage.settle(std::slice::from_ref(&settle)).await?;
             return only("settle", answers);

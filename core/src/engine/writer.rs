@@ -1,6 +1,6 @@
 //! Appends: those of a call's only writer and those to the standalone stream.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -141,8 +141,8 @@ impl<S: Storage> Shared<S> {
         if size > self.limits.event_bytes() {
             return failed(Error::new(ErrorKind::TooLarge, operation));
         }
-        if self.killed.load(Ordering::Acquire) {
-            return failed(Error::new(ErrorKind::Closed, operation));
+        if self.is_killed() {
+            return futures::future::pending().boxed();
         }
         let revoked = *owned.revoked.borrow();
         let mut state = owned.state.lock();
@@ -235,8 +235,8 @@ impl<S: Storage> Shared<S> {
         if size > self.limits.event_bytes() {
             return failed(Error::new(ErrorKind::TooLarge, OPERATION));
         }
-        if self.killed.load(Ordering::Acquire) {
-            return failed(Error::new(ErrorKind::Closed, OPERATION));
+        if self.is_killed() {
+            return futures::future::pending().boxed();
         }
         let mut tag = self.tag_shard(&session).lock();
         *tag += 1;
