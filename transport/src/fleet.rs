@@ -1,0 +1,301 @@
+//! Notifications to sessions from any code at any instance, readiness, drain.
+
+use std::{
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use mcp_adapter_core::{
+    Adapter, Error, ErrorKind, EventId, Health, InstanceId, Principal, Result, SessionId,
+    SessionRecord,
+};
+use rmcp::model::{ServerJsonRpcMessage, ServerNotification};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{drain, message, record, registry::Registry};
+
+/// Sessions that are told at once of one broadcast.
+const PARALLEL: usize = 16;
+/// Where a session's record remembers what it was told.
+const TOLD: &str = "mcp-adapter-transport/told";
+/// How many broadcasts it remembers; more than can be under way at once.
+const REMEMBERED: usize = 64;
+
+/// Whose list has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ListChanged {
+    /// `notifications/tools/list_changed`
+    Tools,
+    /// `notifications/prompts/list_changed`
+    Prompts,
+    /// `notifications/resources/list_changed`
+    Resources,
+}
+
+/// Whether an instance should get requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Readiness {
+    /// It should.
+    Ready,
+    /// It is shutting down; what it gets is still served until the deadline.
+    Draining,
+    /// The backend does not answer, so that it would refuse them.
+    Unavailable,
+}
+
+/// What became of a [`drain`](FleetHandle::drain).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Drained {
+    /// Calls that still ran at the deadline and ended with an error.
+    pub aborted: usize,
+}
+
+impl Drained {
+    pub(crate) fn new(aborted: usize) -> Self {
+        Self { aborted }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Bound {
+    pub(crate) registry: Weak<Registry>,
+    pub(crate) whole: Option<Arc<dyn Adapter>>,
+}
+
+/// A handle on the sessions of the whole fleet and on this instance.
+///
+/// rmcp's way to send notifications is to keep `Peer`s. With sessions that any
+/// instance serves, a `Peer` is one of several workers of a session, or of none
+/// any more. This handle needs none of them: a message goes to the session's
+/// standalone stream, once, wherever its client listens.
+#[derive(Debug, Clone, Default)]
+pub struct FleetHandle(Arc<OnceLock<Bound>>);
+
+impl FleetHandle {
+    pub(crate) fn of(registry: Weak<Registry>) -> Self {
+        Self(Arc::new(OnceLock::from(Bound {
+            registry,
+            whole: None,
+        })))
+    }
+
+    pub(crate) fn bind(&self, bound: Bound) {
+        // A transport is bound once, since binding takes it.
+        let _ = self.0.set(bound);
+    }
+
+    fn registry(&self) -> Result<Arc<Registry>> {
+        self.0
+            .get()
+            .and_then(|bound| bound.registry.upgrade())
+            .ok_or_else(|| {
+                Error::new(ErrorKind::Closed, "fleet handle")
+                    .with_message("the transport has no sessions, is not bound yet or was dropped")
+            })
+    }
+
+    /// Sends a notification to one session.
+    ///
+    /// # Errors
+    /// [`SessionNotFound`](ErrorKind::SessionNotFound) (E6),
+    /// [`TooLarge`](ErrorKind::TooLarge) (E4), [`Overloaded`](ErrorKind::Overloaded)
+    /// (F4), [`Unavailable`](ErrorKind::Unavailable) or
+    /// [`Timeout`](ErrorKind::Timeout) (F1); [`Closed`](ErrorKind::Closed)
+    /// where the transport has no sessions or was dropped.
+    pub async fn notify(
+        &self,
+        session: &SessionId,
+        notification: ServerNotification,
+    ) -> Result<EventId> {
+        let registry = self.registry()?;
+        let event = message::encode(&ServerJsonRpcMessage::notification(notification))
+            .ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "notify"))?;
+        registry.backends.sessions.append(session, event).await
+    }
+
+    /// Tells every session of the fleet that a list has changed.
+    ///
+    /// Reached are the sessions that have a worker or a listening client at
+    /// some instance, each at most once: other instances hear of it by a
+    /// signal, which may be lost.
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed) where the transport has no sessions or
+    /// was dropped.
+    pub async fn broadcast(&self, changed: ListChanged) -> Result<()> {
+        self.publish(What::ListChanged(changed)).await
+    }
+
+    /// Tells every session that has subscribed to `uri` that it was updated.
+    /// Reach and errors are those of [`broadcast`](Self::broadcast).
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed) where the transport has no sessions or
+    /// was dropped.
+    pub async fn resource_updated(&self, uri: impl Into<String> + Send) -> Result<()> {
+        self.publish(What::Updated(uri.into())).await
+    }
+
+    async fn publish(&self, what: What) -> Result<()> {
+        let registry = self.registry()?;
+        let broadcast = Broadcast {
+            id: InstanceId::generate().to_string()[..16].to_owned(),
+            what,
+        };
+        tokio::join!(
+            registry.backends.signal_broadcast(broadcast.clone()),
+            registry.deliver(broadcast)
+        );
+        Ok(())
+    }
+
+    /// Whether this instance should get requests; costs nothing.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let Some(bound) = self.0.get() else {
+            return Readiness::Unavailable;
+        };
+        if (bound.registry.upgrade()).is_some_and(|registry| registry.is_draining()) {
+            return Readiness::Draining;
+        }
+        match bound.whole.as_ref().map(|adapter| adapter.health()) {
+            Some(Health::Down { .. }) => Readiness::Unavailable,
+            _ => Readiness::Ready,
+        }
+    }
+
+    /// Shuts this instance down without a lost result.
+    ///
+    /// It is no longer [`Ready`](Readiness::Ready) and closes the streams that
+    /// clients listen on, which they reopen elsewhere. Calls, new ones too, run
+    /// until `deadline`; then pending client requests fail, and calls that
+    /// still run end with a JSON-RPC error. Sessions stay, for other instances.
+    /// Close the adapter after this, not before.
+    pub async fn drain(&self, deadline: Duration) -> Drained {
+        match self.registry() {
+            Ok(registry) => drain::drain(&registry, deadline).await,
+            Err(_) => Drained::new(0),
+        }
+    }
+}
+
+/// A notification for many sessions.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Broadcast {
+    id: String,
+    what: What,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum What {
+    ListChanged(ListChanged),
+    Updated(String),
+}
+
+impl What {
+    fn event(&self) -> bytes::Bytes {
+        let (method, params) = match self {
+            Self::ListChanged(ListChanged::Tools) => ("notifications/tools/list_changed", None),
+            Self::ListChanged(ListChanged::Prompts) => ("notifications/prompts/list_changed", None),
+            Self::ListChanged(ListChanged::Resources) => {
+                ("notifications/resources/list_changed", None)
+            }
+            Self::Updated(uri) => ("notifications/resources/updated", Some(json!({"uri": uri}))),
+        };
+        message::notification(method, params)
+    }
+
+    fn concerns(&self, record: &SessionRecord) -> bool {
+        match self {
+            Self::ListChanged(_) => true,
+            Self::Updated(uri) => record.subscriptions.contains(uri),
+        }
+    }
+}
+
+impl Registry {
+    /// Tells the sessions known here. Several instances may know a session;
+    /// the one that marks its record is the one to tell it.
+    pub(crate) async fn deliver(self: &Arc<Self>, broadcast: Broadcast) {
+        futures::stream::iter(self.sessions())
+            .for_each_concurrent(PARALLEL, |(session, principal)| {
+                let broadcast = &broadcast;
+                async move {
+                    match self.tell(&session, principal.as_ref(), broadcast).await {
+                        Ok(()) => {}
+                        Err(error) if error.kind() == ErrorKind::SessionNotFound => {}
+                        Err(error) => {
+                            metrics::counter!("mcp_transport_broadcasts_lost_total").increment(1);
+                            tracing::warn!(%error, ?session, "a session was not told");
+                        }
+                    }
+                }
+            })
+            .await;
+    }
+
+    async fn tell(
+        &self,
+        session: &SessionId,
+        principal: Option<&Principal>,
+        broadcast: &Broadcast,
+    ) -> Result<()> {
+        let stored = record::read(&self.backends, session, principal).await?;
+        if !broadcast.what.concerns(&stored.record) {
+            return Ok(());
+        }
+        let mark = |record: &mut SessionRecord| mark(record, &broadcast.id);
+        if record::edit(&self.backends, session, principal, stored, mark).await? {
+            let event = broadcast.what.event();
+            self.backends.sessions.append(session, event).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Marks a record as told. `false`: it is already.
+fn mark(record: &mut SessionRecord, id: &str) -> bool {
+    let told = record.extra.entry(TOLD).or_insert_with(|| json!([]));
+    let Value::Array(told) = told else {
+        return false;
+    };
+    if told.iter().any(|known| known == id) {
+        return false;
+    }
+    if told.len() >= REMEMBERED {
+        told.drain(..=told.len() - REMEMBERED);
+    }
+    told.push(json!(id));
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_marked_once_per_broadcast() {
+        let mut record = SessionRecord::default();
+        for id in 0..2 * REMEMBERED {
+            assert!(mark(&mut record, &id.to_string()));
+            assert!(!mark(&mut record, &id.to_string()));
+        }
+        assert_eq!(record.extra[TOLD].as_array().unwrap().len(), REMEMBERED);
+    }
+
+    #[tokio::test]
+    async fn a_handle_of_no_transport_says_so() {
+        let handle = FleetHandle::default();
+        let error = handle.broadcast(ListChanged::Tools).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Closed);
+        assert_eq!(handle.readiness(), Readiness::Unavailable);
+        assert_eq!(handle.drain(Duration::ZERO).await.aborted, 0);
+    }
+}

@@ -1,0 +1,272 @@
+//! The builder.
+
+use std::{io, sync::Arc, time::Duration};
+
+use http::request::Parts;
+use mcp_adapter_core::{
+    Adapter, ClientRequestAdapter, InstanceId, Principal, SessionAdapter, SignalAdapter,
+};
+use rmcp::{
+    ServerHandler,
+    transport::{
+        StreamableHttpServerConfig, StreamableHttpService,
+        streamable_http_server::session::never::NeverSessionManager,
+    },
+};
+use tokio::sync::Notify;
+
+use crate::{
+    config::{Backends, Roles, Settings},
+    fleet::{Bound, FleetHandle},
+    manager::Manager,
+    registry::Registry,
+    restore,
+    service::{Inner, McpService},
+};
+
+/// MCP's Streamable HTTP over rmcp, in three tiers with the same server code.
+///
+/// | | |
+/// |---|---|
+/// | `new()` | stateless: no sessions, no client requests |
+/// | `new().with_adapter(MemoryAdapter::new(limits))` | sessions and client requests in one process |
+/// | `new().with_adapter(...)` with a shared store | many processes, any of which serves any request |
+///
+/// ```
+/// use mcp_adapter_core::Limits;
+/// use mcp_adapter_memory::MemoryAdapter;
+/// use mcp_adapter_transport::StreamableHttpTransport;
+///
+/// #[derive(Clone)]
+/// struct MyServer;
+/// impl rmcp::ServerHandler for MyServer {}
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let adapter = MemoryAdapter::new(Limits::default());
+/// let transport = StreamableHttpTransport::new().with_adapter(adapter);
+/// let fleet = transport.fleet();
+/// let service = transport.bind(|| Ok(MyServer));
+/// let router: axum::Router = axum::Router::new().nest_service("/mcp", service);
+/// # drop((router, fleet));
+/// # });
+/// ```
+#[derive(Debug, Default)]
+#[must_use = "a transport serves nothing until it is bound"]
+pub struct StreamableHttpTransport {
+    roles: Roles,
+    settings: Settings,
+    fleet: FleetHandle,
+}
+
+impl StreamableHttpTransport {
+    /// A stateless transport with rmcp's defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Uses one adapter for all roles.
+    pub fn with_adapter(self, adapter: impl Adapter) -> Self {
+        self.with_shared_adapter(Arc::new(adapter))
+    }
+
+    /// [`with_adapter`](Self::with_adapter) for an adapter that is chosen at
+    /// run time.
+    pub fn with_shared_adapter(mut self, adapter: Arc<dyn Adapter>) -> Self {
+        self.roles = Roles {
+            sessions: Some(Arc::clone(&adapter) as _),
+            requests: Some(Arc::clone(&adapter) as _),
+            mirror: None,
+            signals: Some(Arc::clone(&adapter) as _),
+            whole: Some(adapter),
+        };
+        self
+    }
+
+    /// Keeps sessions and their streams in `adapter`. Without one there are no
+    /// sessions, whatever else is given.
+    pub fn with_session_adapter(mut self, adapter: impl SessionAdapter) -> Self {
+        self.roles.sessions = Some(Arc::new(adapter));
+        self.roles.whole = None;
+        self
+    }
+
+    /// Keeps client requests in `adapter`. Without one, elicitation, sampling
+    /// and roots fail in the handler that asks.
+    ///
+    /// As a store of its own it keeps an empty copy of each session that has
+    /// asked something, until it expires there. A deleted session's requests
+    /// end after the session, not with it; should that fail they live, out of
+    /// reach, until their deadlines (clause S4).
+    pub fn with_client_request_adapter(
+        mut self,
+        adapter: impl ClientRequestAdapter + SessionAdapter,
+    ) -> Self {
+        let adapter = Arc::new(adapter);
+        self.roles.requests = Some(Arc::clone(&adapter) as _);
+        self.roles.mirror = Some(adapter);
+        self.roles.whole = None;
+        self
+    }
+
+    /// Sends signals through `adapter`. Without one, workers at other instances
+    /// do not hear of a client's notifications (`roots/list_changed`, progress
+    /// on client requests, `initialized`, custom ones), hear of a new log level
+    /// or subscription only with their session's next request, and
+    /// [`FleetHandle::broadcast`] reaches this instance's sessions only. All
+    /// else, cancellation and client requests included, needs no signals.
+    pub fn with_signal_adapter(mut self, adapter: impl SignalAdapter) -> Self {
+        self.roles.signals = Some(Arc::new(adapter));
+        self.roles.whole = None;
+        self
+    }
+
+    /// Accepts requests with these `Host`s, with or without port, instead of
+    /// loopback's only; an empty list accepts any. Behind a load balancer this
+    /// is its name.
+    pub fn with_allowed_hosts(
+        mut self,
+        hosts: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        self.settings.allowed_hosts = Some(hosts.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Refuses requests whose `Origin` is not among these; an empty list
+    /// refuses every `Origin`. By default there is no such check.
+    pub fn with_allowed_origins(
+        mut self,
+        origins: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        self.settings.allowed_origins = Some(origins.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// The largest body of a request, in bytes; a larger one is refused with
+    /// 413. Default 4 MiB.
+    pub fn with_body_limit(mut self, bytes: usize) -> Self {
+        self.settings.body_bytes = bytes;
+        self
+    }
+
+    /// How often a comment is sent on a silent stream; `None`: never. Default
+    /// 15 seconds.
+    pub fn with_sse_keep_alive(mut self, interval: Option<Duration>) -> Self {
+        self.settings.keep_alive = interval;
+        self
+    }
+
+    /// After how long clients are asked to come back when a stream breaks;
+    /// `None`: as they like. Default 1 second.
+    pub fn with_retry_hint(mut self, retry: Option<Duration>) -> Self {
+        self.settings.retry = retry;
+        self
+    }
+
+    /// The deadline of client requests. By default it is the adapter's
+    /// `request_timeout`, which is also the longest possible (clause C4).
+    pub fn with_client_request_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.request_timeout = Some(timeout);
+        self
+    }
+
+    /// After how long without work a session's worker, that is your handler
+    /// and rmcp's tasks around it, leaves memory. Its session stays, and the
+    /// next request makes a new worker. Default 5 minutes.
+    pub fn with_worker_idle_timeout(mut self, idle: Duration) -> Self {
+        self.settings.worker_idle = idle;
+        self
+    }
+
+    /// Names the principal of each request, from what your authentication has
+    /// left in it. A session belongs to the principal that initialized it; to
+    /// all others it does not exist (404). By default all sessions belong to
+    /// nobody.
+    pub fn with_principal(
+        mut self,
+        principal: impl Fn(&Parts) -> Option<Principal> + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.principal = Some(Arc::new(principal));
+        self
+    }
+
+    /// A handle on the fleet's sessions and on the service that this transport
+    /// will be bound to.
+    #[must_use]
+    pub fn fleet(&self) -> FleetHandle {
+        self.fleet.clone()
+    }
+
+    /// Makes the service. `server` is called for every worker: once when a
+    /// session is initialized, and again at each instance that gets one of its
+    /// requests without having a worker.
+    pub fn bind<S, F>(self, server: F) -> McpService<S>
+    where
+        S: ServerHandler + Send + 'static,
+        F: Fn() -> io::Result<S> + Send + Sync + 'static,
+    {
+        let Self {
+            roles,
+            settings,
+            fleet,
+        } = self;
+        let config = config(&settings);
+        let factory: restore::Factory<S> = Arc::new(server);
+        let make = {
+            let factory = Arc::clone(&factory);
+            move || factory()
+        };
+        let shared = Arc::new(settings.clone());
+        let Some(sessions) = roles.sessions else {
+            if roles.requests.is_some() || roles.signals.is_some() {
+                tracing::warn!("without a session adapter the other adapters are not used");
+            }
+            fleet.bind(Bound {
+                registry: std::sync::Weak::new(),
+                whole: None,
+            });
+            let config = config.with_legacy_session_mode(false);
+            let manager = Arc::new(NeverSessionManager::default());
+            let service = StreamableHttpService::new(make, manager, config);
+            return McpService::new(Inner::Stateless(service), shared);
+        };
+        let backends = Arc::new(Backends {
+            sessions,
+            requests: roles.requests,
+            mirror: roles.mirror,
+            signals: roles.signals,
+            settings,
+            origin: InstanceId::generate().to_string(),
+            settled: Notify::new(),
+        });
+        let stopped = config.cancellation_token.clone();
+        let restorer = restore::restorer(factory, stopped.clone());
+        let registry = Registry::new(backends, restorer, stopped);
+        fleet.bind(Bound {
+            registry: Arc::downgrade(&registry),
+            whole: roles.whole,
+        });
+        let manager = Arc::new(Manager {
+            registry: Arc::clone(&registry),
+        });
+        let service = StreamableHttpService::new(make, manager, config);
+        McpService::new(Inner::Sessions(service, registry), shared)
+    }
+}
+
+fn config(settings: &Settings) -> StreamableHttpServerConfig {
+    let mut config = StreamableHttpServerConfig::default()
+        // rmcp primes every stream with the id "0"; we prime with real ids.
+        .with_sse_retry(None)
+        .with_sse_keep_alive(settings.keep_alive)
+        // The body is bounded before rmcp sees it.
+        .with_max_request_body_bytes(settings.body_bytes);
+    if let Some(hosts) = &settings.allowed_hosts {
+        config = config.with_allowed_hosts(hosts.iter().cloned());
+    }
+    if let Some(origins) = &settings.allowed_origins {
+        config = config
+            .with_allowed_origins(origins.iter().cloned())
+            .enforce_origin_validation();
+    }
+    config
+}

@@ -1,0 +1,29 @@
+//! Sessions over real HTTP on loopback, at instances that share one store.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on is to fail")]
+
+mod client;
+mod failures;
+mod features;
+mod fixture;
+mod flaky;
+mod fleet;
+mod input;
+mod lifecycle;
+mod scenarios;
+mod table;
+
+use crate::{
+    client::Result,
+    fleet::{Fleet, Kind},
+    scenarios::Scenario,
+};
+
+async fn run(kind: Kind, scenario: &Scenario) -> Result {
+    let mut fleet = if scenario.apart {
+        Fleet::with_a_apart(kind).await
+    } else {
+        Fleet::start(kind).await
+    };
+    (scenario.run)(&mut fleet).await
+}
