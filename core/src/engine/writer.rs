@@ -448,7 +448,12 @@ fn pass(follow: &Follow, append: &Append, position: Position) {
         });
     }
     if append.finish.is_some() {
-        follow.finish(tail::end_reason(append.end));
+        // An end without an event must not overtake one that was not passed.
+        if append.event.is_none() && follow.is_behind(position) {
+            follow.wake();
+        } else {
+            follow.finish(tail::end_reason(append.end));
+        }
     }
 }
 
