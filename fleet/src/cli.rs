@@ -25,6 +25,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Start instances, the proxy and the clients, and report (the default)
     Run(RunArgs),
+    /// Instances and the proxy without clients, until it is asked to stop
+    Up(UpArgs),
     /// One instance of the example server
     Serve(ServeArgs),
     /// The proxy alone
@@ -44,17 +46,32 @@ pub(crate) struct BackendArgs {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct RunArgs {
+pub(crate) struct FleetArgs {
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
     /// How many instances; with the memory backend, services of this process
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) instances: u16,
-    #[command(flatten)]
-    pub(crate) size: SizeArgs,
     /// How the proxy spreads requests over the instances
     #[arg(long, value_enum, default_value_t = Policy::Anti)]
     pub(crate) policy: Policy,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) fleet: FleetArgs,
+    /// Address that the proxy listens on; port 0 is a free one
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) fleet: FleetArgs,
+    #[command(flatten)]
+    pub(crate) size: SizeArgs,
     /// Kill the instances one after the other during the load, at random times, and
     /// start them again
     #[arg(long)]
@@ -158,7 +175,7 @@ mod tests {
         let cli = cli.unwrap();
         assert!(cli.command.is_none());
         assert_eq!(cli.run.size.sessions, 5);
-        assert_eq!(cli.run.policy, Policy::RoundRobin);
+        assert_eq!(cli.run.fleet.policy, Policy::RoundRobin);
     }
 
     #[test]

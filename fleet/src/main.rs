@@ -51,6 +51,9 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command.unwrap_or(Command::Run(cli.run)) {
         Command::Run(args) => show(&run::run(&args).await?, &args.output),
         Command::Load(args) => show(&run::load(&args).await?, &args.output),
+        Command::Up(args) => run::up(&args, until_signal())
+            .await
+            .map(|()| ExitCode::SUCCESS),
         Command::Serve(args) => serve(args).await.map(|()| ExitCode::SUCCESS),
         Command::Proxy(args) => proxy(args).await.map(|()| ExitCode::SUCCESS),
     }

@@ -1,12 +1,17 @@
 //! The main job: instances, proxy, clients, kills, report.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backend::Store,
-    cli::{LoadArgs, RunArgs},
+    cli::{FleetArgs, LoadArgs, RunArgs, UpArgs},
     error::Failure,
     load::{self, Outages, Plan, Tally, Totals},
     net,
@@ -39,33 +44,70 @@ pub(crate) struct Outcome {
     pub(crate) kills: Vec<f64>,
 }
 
-/// The whole thing.
-pub(crate) async fn run(args: &RunArgs) -> Result<Outcome, Failure> {
-    let limit = net::raise_descriptor_limit();
-    let seed = args.size.seed();
-    let mut rng = fastrand::Rng::with_seed(seed);
+/// Instances behind their proxy.
+struct Standing {
+    nodes: Vec<Node>,
+    addr: SocketAddr,
+    proxy: JoinHandle<Result<(), Failure>>,
+    stop: CancellationToken,
+}
+
+async fn stand(
+    args: &FleetArgs,
+    listener: TcpListener,
+    rng: &mut fastrand::Rng,
+) -> Result<Standing, Failure> {
     let store = Store::open(args.backend.backend, args.backend.url.as_deref())?;
     let key = StateKey::generate()?;
     let mut nodes = Vec::new();
     for n in 1..=args.instances {
-        let listener = net::listen_for_instance(&mut rng)?;
-        nodes.push(
-            Node::start(
-                format!("instance-{n}"),
-                listener,
-                store.clone(),
-                key.clone(),
-            )
-            .await?,
-        );
+        let listener = net::listen_for_instance(rng)?;
+        let name = format!("instance-{n}");
+        nodes.push(Node::start(name, listener, store.clone(), key.clone()).await?);
     }
-    let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into())?;
     let addr = listener
         .local_addr()
         .map_err(Failure::context("cannot tell the proxy's port"))?;
     let stop = CancellationToken::new();
     let upstreams = nodes.iter().map(Node::addr).collect();
     let proxy = tokio::spawn(proxy::serve(listener, args.policy, upstreams, stop.clone()));
+    Ok(Standing {
+        nodes,
+        addr,
+        proxy,
+        stop,
+    })
+}
+
+/// The fleet without clients, until `end`.
+pub(crate) async fn up(args: &UpArgs, end: CancellationToken) -> Result<(), Failure> {
+    net::raise_descriptor_limit();
+    let listener = net::listen(args.listen)?;
+    let standing = stand(&args.fleet, listener, &mut fastrand::Rng::new()).await?;
+    println!("listening on http://{}/mcp", standing.addr);
+    end.cancelled().await;
+    for node in standing.nodes {
+        node.stop().await?;
+    }
+    standing.stop.cancel();
+    standing
+        .proxy
+        .await
+        .map_err(Failure::context("the proxy ended early"))?
+}
+
+/// The whole thing.
+pub(crate) async fn run(args: &RunArgs) -> Result<Outcome, Failure> {
+    let limit = net::raise_descriptor_limit();
+    let seed = args.size.seed();
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into())?;
+    let Standing {
+        nodes,
+        addr,
+        proxy,
+        stop,
+    } = stand(&args.fleet, listener, &mut rng).await?;
 
     let plan = plan(
         &args.size,
@@ -101,9 +143,9 @@ pub(crate) async fn run(args: &RunArgs) -> Result<Outcome, Failure> {
         .map_err(Failure::context("the proxy ended early"))??;
     let kills = outages.times(start);
     let mut summary = Summary::new(&plan, &totals);
-    summary.backend = Some(args.backend.backend.as_str());
-    summary.instances = Some(args.instances);
-    summary.policy = Some(args.policy.as_str());
+    summary.backend = Some(args.fleet.backend.backend.as_str());
+    summary.instances = Some(args.fleet.instances);
+    summary.policy = Some(args.fleet.policy.as_str());
     summary.kills = kills.len();
     Ok(Outcome {
         summary,

@@ -16,6 +16,17 @@ impl fmt::Display for Failure {
     }
 }
 
+impl Failure {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// Says what could not be done and why.
+    pub(crate) fn io(what: &'static str) -> impl Fn(std::io::Error) -> Self {
+        move |error| Self(format!("{what}: {error}"))
+    }
+}
+
 /// One run of cargo at the root of the repository.
 #[derive(Debug)]
 pub(crate) struct Cargo {
@@ -97,7 +108,8 @@ impl Cargo {
     }
 }
 
-fn root() -> &'static Path {
+/// The root of the repository.
+pub(crate) fn root() -> &'static Path {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().unwrap_or(package)
 }

@@ -1,6 +1,8 @@
-//! Tasks of this repository: `cargo xtask test`, `cargo xtask ci`.
+//! Tasks of this repository; `cargo xtask help` lists them.
 
+mod bench;
 mod command;
+mod mcp_conformance;
 mod test;
 
 use std::process::ExitCode;
@@ -14,6 +16,9 @@ Tasks:
   test [-- ARGS]  Build and test all packages, doc tests too. With ARGS for the test
                   runner, such as a filter, only the tests that they select
   ci              Format, lints and docs with warnings denied, then test
+  bench ADAPTER   The gates of an adapter (memory), as ratios to the raw engine
+  mcp-conformance The official MCP conformance suite against three instances behind
+                  each policy of the proxy; needs npm
 ";
 
 #[derive(Debug, PartialEq, Eq)]
@@ -21,6 +26,8 @@ enum Task {
     Help,
     Test(Vec<String>),
     Ci,
+    Bench(Vec<String>),
+    McpConformance,
 }
 
 fn main() -> ExitCode {
@@ -38,6 +45,8 @@ fn main() -> ExitCode {
         }
         Task::Test(args) => test::run(&args),
         Task::Ci => ci(),
+        Task::Bench(args) => bench::run(&args),
+        Task::McpConformance => mcp_conformance::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -56,9 +65,14 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Task, String> {
     match (task.as_str(), rest.split_first()) {
         ("help" | "-h" | "--help", _) => Ok(Task::Help),
         ("ci", None) => Ok(Task::Ci),
+        ("mcp-conformance", None) => Ok(Task::McpConformance),
+        ("bench", Some(_)) => Ok(Task::Bench(rest)),
+        ("bench", None) => Err("bench: of which adapter?".into()),
         ("test", None) => Ok(Task::Test(Vec::new())),
         ("test", Some((dashes, args))) if dashes == "--" => Ok(Task::Test(args.to_vec())),
-        ("ci" | "test", Some((extra, _))) => Err(format!("{task} does not know `{extra}`")),
+        ("ci" | "test" | "mcp-conformance", Some((extra, _))) => {
+            Err(format!("{task} does not know `{extra}`"))
+        }
         _ => Err(format!("there is no task `{task}`")),
     }
 }
