@@ -1,0 +1,72 @@
+//! `cargo xtask bench <adapter>` runs this: each gate is a ratio to the raw
+//! engine in the same run, so that a busy machine disturbs both.
+
+mod gate;
+mod http;
+mod memory;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, ValueEnum};
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Adapter {
+    Memory,
+}
+
+#[derive(Debug, Parser)]
+#[command(about = "Measures the gates of an adapter")]
+struct Arguments {
+    /// Whose gates.
+    adapter: Adapter,
+    /// Interleaved rounds per gate.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(5..))]
+    rounds: u16,
+    /// Sessions of the memory gate M2.
+    #[arg(long, default_value_t = 1_000_000)]
+    sessions: usize,
+    /// Where the figures and the plot go.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+}
+
+async fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    let machine = gate::Machine::measure()?;
+    let mut gates = Vec::new();
+    match arguments.adapter {
+        Adapter::Memory => {
+            gates.push(memory::m1(arguments.rounds.into()).await?);
+            gates.extend(memory::m2(arguments.sessions).await?);
+            gates.extend(http::h1(arguments.rounds.into()).await?);
+        }
+    }
+    for gate in &gates {
+        println!("{gate}");
+    }
+    println!("{machine}");
+    gate::write(&arguments.out, &gates, &machine)?;
+    Ok(gates.iter().all(gate::Gate::is_reached))
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // One thread: what is compared is work, not how two cores are shared.
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("no runtime: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match runtime.block_on(run(&arguments)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("the gates could not be measured: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
