@@ -62,6 +62,9 @@ impl<S: Storage> Shared<S> {
             id.check()?;
         }
         self.ready(OPERATION).await?;
+        if open.is_some() {
+            self.assure_alive().await;
+        }
         let writer = open.map(|id| {
             let stream = StreamId::for_request(id);
             let owned = Owned::new(key, principal, stream, id.clone());

@@ -26,6 +26,15 @@ impl<S: Storage> Shared<S> {
         }
     }
 
+    /// Before something is owned here: where others may hold this instance dead
+    /// by its last counter, it raises a new one first, or what it opens now
+    /// would be ended at once.
+    pub(super) async fn assure_alive(&self) {
+        if !self.is_surely_alive() {
+            self.beat().await;
+        }
+    }
+
     /// Raises the counter and reads all.
     pub(super) async fn beat(&self) {
         let beat = Beat {
@@ -44,7 +53,7 @@ impl<S: Storage> Shared<S> {
         let mut observer = self.observer.lock();
         match beats {
             Ok(beats) => {
-                observer.read(&beats, sent);
+                observer.read(&beats, sent, Instant::now());
                 self.beaten.store(millis, Ordering::Relaxed);
             }
             Err(error) => {

@@ -16,11 +16,13 @@ pub(super) struct Observer {
     me: InstanceId,
     lease: Duration,
     seen: HashMap<InstanceId, Seen>,
-    /// The first and the last of an unbroken row of successful reads.
+    /// When the first of an unbroken row of successful reads was answered, and
+    /// when the last was sent: a read shows a moment between the two, and only
+    /// what lies between two reads for sure was standing still.
     reads: Option<(Instant, Instant)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Seen {
     beat: Option<u64>,
     since: Instant,
@@ -40,34 +42,35 @@ impl Observer {
         }
     }
 
-    /// A read of all heartbeats, sent at `sent`.
-    pub(super) fn read(&mut self, beats: &[Beat], sent: Instant) {
+    /// A read of all heartbeats, sent and answered at these times.
+    pub(super) fn read(&mut self, beats: &[Beat], sent: Instant, answered: Instant) {
         // Where this instance itself stood still, so may have the others: a
         // suspended host must not judge at its first breath.
         let unbroken = |(_, last): &(Instant, Instant)| sent - *last <= self.lease / 2;
-        let first = self.reads.filter(unbroken).map_or(sent, |(first, _)| first);
+        let first = self
+            .reads
+            .filter(unbroken)
+            .map_or(answered, |(first, _)| first);
         self.reads = Some((first, sent));
         let me = self.me;
         for beat in beats.iter().filter(|beat| beat.instance != me) {
-            self.saw(beat.instance, Some(beat.count), sent);
+            self.saw(beat.instance, Some(beat.count), answered);
         }
         let listed = |instance: &InstanceId| beats.iter().any(|beat| beat.instance == *instance);
         let missing: Vec<_> = self.seen.keys().filter(|id| !listed(id)).copied().collect();
         for instance in missing {
-            self.saw(instance, None, sent);
+            self.saw(instance, None, answered);
         }
         let forget = self.lease * FORGET_AFTER;
         self.seen
-            .retain(|_, seen| seen.beat.is_some() || sent - seen.since < forget);
+            .retain(|_, seen| seen.beat.is_some() || answered - seen.since < forget);
     }
 
-    fn saw(&mut self, instance: InstanceId, beat: Option<u64>, sent: Instant) {
-        let seen = self
-            .seen
-            .entry(instance)
-            .or_insert(Seen { beat, since: sent });
+    fn saw(&mut self, instance: InstanceId, beat: Option<u64>, since: Instant) {
+        let new = Seen { beat, since };
+        let seen = self.seen.entry(instance).or_insert(new);
         if seen.beat != beat {
-            *seen = Seen { beat, since: sent };
+            *seen = new;
         }
     }
 
@@ -83,9 +86,9 @@ impl Observer {
             return None;
         }
         let (first, last) = self.reads?;
-        let seen = self.seen.entry(instance).or_insert(Seen {
+        let seen = self.seen.entry(instance).or_insert_with(|| Seen {
             beat: None,
-            since: last,
+            since: Instant::now(),
         });
         let still = last.saturating_duration_since(seen.since.max(first));
         (still >= self.lease).then_some(Dead {
@@ -134,7 +137,7 @@ mod tests {
 
         fn read(&mut self, second: u64, beats: &[Beat]) -> Option<Dead> {
             let at = self.start + Duration::from_secs(second);
-            self.observer.read(beats, at);
+            self.observer.read(beats, at, at);
             self.observer.dead(OTHER)
         }
     }
@@ -168,6 +171,18 @@ mod tests {
             assert_eq!(run.read(second, &[]), None);
         }
         assert_eq!(run.read(80, &beat(3)), None);
+    }
+
+    #[test]
+    fn a_slow_read_shows_no_longer_ago_than_its_answer() {
+        let mut run = Run::new();
+        let at = |seconds| run.start + Duration::from_secs(seconds);
+        let (sent, answered) = (at(0), at(3));
+        run.observer.read(&beat(7), sent, answered);
+        for second in 4..13 {
+            assert_eq!(run.read(second, &beat(7)), None);
+        }
+        assert!(run.read(13, &beat(7)).is_some());
     }
 
     #[test]

@@ -64,6 +64,7 @@ impl<S: Storage> Shared<S> {
         const OPERATION: &str = "create request";
         request.id.check()?;
         self.ready(OPERATION).await?;
+        self.assure_alive().await;
         let longest = self.limits.request_timeout();
         let timeout = request.timeout.unwrap_or(longest).min(longest);
         let put = PutRequest {

@@ -159,6 +159,14 @@ impl<S: Storage> Shared<S> {
             Some(Revocation::Cancelled) | None => {}
         }
         let undo = state.prev;
+        // What the backend has lost shows by the next event, and there is none:
+        // it must not look like a whole stream.
+        let lost = end.is_some() && event.is_none() && state.prev.is_some();
+        let end = if lost {
+            Some(StreamEnd::OwnerLost)
+        } else {
+            end
+        };
         let (position, prev, trim) = if event.is_some() {
             let limits = &self.limits;
             state.next(size, limits.stream_events(), limits.stream_bytes())
