@@ -1,0 +1,100 @@
+//! A storage in this process as if it were far away.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, stream::BoxStream};
+use mcp_adapter_core::{
+    Cancelled, InstanceId, PrincipalKey, Result, RpcId, SessionKey, Stats, StreamId,
+    storage::{
+        Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
+        NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
+        Settled, Storage, Swept, Updated,
+    },
+};
+
+use super::Link;
+
+/// A [`Storage`] behind a [`Link`]: its steps wait, fail and lose their replies
+/// as the link says, and its wake-ups do not arrive. The engine drives it as a
+/// backend behind a round trip, whatever it is.
+#[derive(Debug, Clone)]
+pub struct Far<S> {
+    inner: S,
+    link: Link,
+}
+
+impl<S: Storage> Far<S> {
+    /// Puts `inner` behind `link`.
+    #[must_use]
+    pub fn new(inner: S, link: &Link) -> Self {
+        link.mark_used();
+        Self {
+            inner,
+            link: link.clone(),
+        }
+    }
+}
+
+macro_rules! steps {
+    ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)+) => {
+        #[async_trait]
+        impl<S: Storage> Storage for Far<S> {
+            fn profile(&self) -> Profile {
+                let profile = self.inner.profile();
+                if !profile.inline {
+                    return profile;
+                }
+                Profile::remote(profile.name, profile.capabilities, 2)
+            }
+
+            async fn doorbell(&self, me: InstanceId) -> Result<BoxStream<'static, Result<Knock>>> {
+                self.link.pass("doorbell").await?;
+                let (deaf, cut) = (self.link.clone(), self.link.clone());
+                let knocks = self.inner.doorbell(me).await?;
+                let knocks = knocks.filter_map(move |knock| {
+                    let link = deaf.clone();
+                    async move {
+                        // A frozen link keeps them back, a deaf one drops them.
+                        link.pass("doorbell").await.ok()?;
+                        let wake = matches!(knock, Ok(Knock::Wake(..) | Knock::Everything));
+                        (!(wake && link.is_deaf())).then_some(knock)
+                    }
+                });
+                let cut = async move { cut.cut_off().await };
+                Ok(knocks.take_until(Box::pin(cut)).boxed())
+            }
+
+            $(async fn $name(&self, $($argument: $type),*) -> Result<$answer> {
+                self.link.pass(stringify!($name)).await?;
+                // A round trip takes time: others run meanwhile.
+                tokio::task::yield_now().await;
+                let answer = self.inner.$name($($argument),*).await?;
+                self.link.reply(stringify!($name)).await?;
+                Ok(answer)
+            })+
+        }
+    };
+}
+
+steps! {
+    attach(me: InstanceId) -> Generation;
+    create(session: &NewSession) -> bool;
+    enter(session: &SessionKey, principal: &PrincipalKey, open: Option<&OpenStream>) -> Entered;
+    update(session: &SessionKey, revision: u64, record: Bytes) -> Updated;
+    delete(session: &SessionKey, principal: &PrincipalKey) -> Option<Vec<InstanceId>>;
+    append(batch: &[Append]) -> Vec<Appended>;
+    read(cursors: &[Cursor]) -> Vec<Read>;
+    hold(session: &SessionKey, stream: &StreamId, me: InstanceId, hold: Hold) -> Held;
+    shrink(session: &SessionKey, max_bytes: u64) -> u64;
+    put_requests(batch: &[PutRequest]) -> Vec<Put>;
+    settle(batch: &[Settle]) -> Vec<Settled>;
+    requests(keys: &[RequestKey]) -> Vec<RequestState>;
+    mark_cancel(session: &SessionKey, id: &RpcId) -> Option<Cancelled>;
+    heartbeat(me: Beat, ttl: Duration) -> Vec<Beat>;
+    claim(batch: &[Claim]) -> usize;
+    sweep(budget: usize, dead: &[Dead], finished_ttl: Duration) -> Swept;
+    stats() -> Stats;
+    knock(knocks: &[(Door, Knock)]) -> ();
+}

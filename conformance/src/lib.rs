@@ -1,0 +1,24 @@
+#![doc = include_str!("../README.md")]
+
+pub mod faults;
+#[cfg(unix)]
+pub mod server;
+
+mod case;
+mod cases;
+mod clause;
+mod fleet;
+mod instance;
+mod on;
+mod options;
+mod storage;
+mod suite;
+mod table;
+mod wait;
+
+pub use case::{Absent, CASES, Case, STORAGE_CASES};
+pub use clause::Clause;
+pub use fleet::BoxError;
+pub use options::Options;
+pub use suite::{Report, Suite, check_storage, run, run_storage};
+pub use table::clause_table;

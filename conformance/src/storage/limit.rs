@@ -1,0 +1,141 @@
+//! Trimming, paging, counting.
+
+use mcp_adapter_core::{
+    Position,
+    storage::{Append, Read, Storage, Usage},
+};
+
+use super::{AnyStorage, Store, steps::*};
+use crate::wait::{Failure, Verdict, claim, claim_eq, eventually};
+
+/// Ten events of ten bytes, each under these bounds.
+async fn fill(
+    a: &AnyStorage,
+    keep_events: usize,
+    keep_bytes: usize,
+    kept: u64,
+) -> Result<mcp_adapter_core::SessionKey, Failure> {
+    let session = stream(a).await?;
+    for seq in 1..=10 {
+        let entry = Append {
+            keep_events,
+            keep_bytes,
+            // The same bound as a position, counted by the writer.
+            trim: (seq > kept).then(|| at(1, seq - kept)),
+            ..owned(session, at(1, seq), &format!("event {seq:04}"))?
+        };
+        claim_eq_position(stored(a, &entry).await?, at(1, seq))?;
+    }
+    Ok(session)
+}
+
+fn claim_eq_position(found: Position, expected: Position) -> Verdict {
+    claim_eq!(found, expected);
+    Ok(())
+}
+
+pub(crate) async fn an_append_trims_the_oldest(store: Store) -> Verdict {
+    let a = store.open().await?;
+    for (events, bytes) in [(4, 1000), (1000, 49)] {
+        let session = fill(&a, events, bytes, 4).await?;
+        let (found, state) = page(&a, &cursor(session, "s")?).await?;
+        let places: Vec<_> = found.iter().map(|event| event.position).collect();
+        claim_eq!(places, [at(1, 7), at(1, 8), at(1, 9), at(1, 10)]);
+        claim_eq!((state.oldest, state.top), (Some(at(1, 7)), at(1, 10)));
+        // What was trimmed is a repeat all the same.
+        let entry = owned(session, at(1, 2), "event 0002")?;
+        claim_eq!(stored(&a, &entry).await?, at(1, 2));
+        claim_eq!(texts(&a, session, "s").await?.len(), 4);
+    }
+    Ok(())
+}
+
+pub(crate) async fn a_page_begins_strictly_after_and_ends_in_time(store: Store) -> Verdict {
+    let a = store.open().await?;
+    let session = fill(&a, 1000, 10_000, 1000).await?;
+    for after in 0..=10 {
+        let mut asked = cursor(session, "s")?;
+        asked.after = at(u32::from(after > 0), after);
+        let (events, state) = page(&a, &asked).await?;
+        let places: Vec<_> = events.iter().map(|event| event.position.seq).collect();
+        claim_eq!(
+            places,
+            (after + 1..=10).collect::<Vec<_>>(),
+            "after {after}"
+        );
+        claim_eq!(state.top, at(1, 10));
+        asked.max_events = 3;
+        let count = page(&a, &asked).await?.0.len();
+        claim_eq!(
+            count,
+            usize::try_from(10 - after).unwrap_or(0).min(3),
+            "three at most"
+        );
+        asked.max_events = 0;
+        claim!(page(&a, &asked).await?.0.is_empty(), "the state alone");
+        asked.max_events = 10;
+        asked.max_bytes = 25;
+        let count = page(&a, &asked).await?.0.len();
+        claim_eq!(
+            count,
+            usize::try_from(10 - after).unwrap_or(0).min(2),
+            "25 bytes at most"
+        );
+        asked.max_bytes = 1;
+        let count = page(&a, &asked).await?.0.len();
+        claim_eq!(count, usize::from(after < 10), "but one event at least");
+    }
+    // Many at once, each with its own answer.
+    let other = fill(&a, 1000, 10_000, 1000).await?;
+    let asked = [
+        cursor(other, "s")?,
+        cursor(key(), "s")?,
+        cursor(session, "none")?,
+    ];
+    let answers = a.read(&asked).await?;
+    let [Read::Page { events, .. }, Read::NoSession, Read::NoStream] = &answers[..] else {
+        return Err(Failure::new(format!("{answers:?}")));
+    };
+    claim_eq!(events.len(), 10);
+    Ok(())
+}
+
+pub(crate) async fn stats_and_usage_count_what_is_there(store: Store) -> Verdict {
+    let a = store.open().await?;
+    let session = fill(&a, 4, 1000, 4).await?;
+    put(&a, &request(session, 1)).await?;
+    let expect = async |expected: [u64; 5]| {
+        let probe = || async { Ok((counts(&a).await? == expected).then_some(())) };
+        let patience = std::time::Duration::from_secs(5);
+        if eventually("the counts", patience, probe).await.is_ok() {
+            return Ok(());
+        }
+        let found = counts(&a).await?;
+        Err(Failure::new(format!(
+            "found {found:?}, expected {expected:?}"
+        )))
+    };
+    expect([1, 1, 4, 40, 1]).await?;
+    let entry = owned(session, at(1, 11), "0123456789")?;
+    match append(&a, &entry).await? {
+        mcp_adapter_core::storage::Appended::Stored { usage, .. } => {
+            // A backend that cannot tell cheaply says nothing.
+            let told = Usage {
+                session_bytes: 50,
+                principal_bytes: 50,
+            };
+            let fits = |found: u64, told: u64| found == 0 || found == told;
+            claim!(
+                fits(usage.session_bytes, told.session_bytes)
+                    && fits(usage.principal_bytes, told.principal_bytes),
+                "{usage:?}"
+            );
+        }
+        other => return Err(Failure::new(format!("{other:?}"))),
+    }
+    settle(&a, &answer(session, 1, "x")).await?;
+    a.shrink(&session, 20).await?;
+    expect([1, 1, 2, 20, 0]).await?;
+    a.delete(&session, &ME).await?;
+    expect([0; 5]).await
+}

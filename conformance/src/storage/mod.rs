@@ -1,0 +1,130 @@
+//! The cases over [`Storage`]: a step at a time.
+
+pub(crate) mod death;
+pub(crate) mod doorbell;
+pub(crate) mod existence;
+pub(crate) mod format;
+pub(crate) mod limit;
+pub(crate) mod payload;
+mod steps;
+pub(crate) mod time;
+pub(crate) mod twice;
+pub(crate) mod unknown;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
+use mcp_adapter_core::{
+    Cancelled, InstanceId, Limits, PrincipalKey, Result, RpcId, SessionKey, Stats, StreamId,
+    storage::{
+        Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
+        NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
+        Settled, Storage, Swept, Updated,
+    },
+};
+
+use crate::{fleet::BoxError, options::Options, wait::Failure};
+
+/// Opens a storage.
+pub(crate) type OpenStorage =
+    dyn Fn(Options) -> BoxFuture<'static, Result<AnyStorage, BoxError>> + Send + Sync;
+
+/// Boxes what opens a storage.
+pub(crate) fn storage_opener<S, O, F>(open: O) -> Arc<OpenStorage>
+where
+    S: Storage,
+    O: Fn(Options) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<S, BoxError>> + Send + 'static,
+{
+    Arc::new(move |options| {
+        open(options)
+            .map(|storage| storage.map(|storage| AnyStorage(Arc::new(storage))))
+            .boxed()
+    })
+}
+
+/// The store of one case.
+pub(crate) struct Store {
+    open: Arc<OpenStorage>,
+    options: Options,
+}
+
+impl Store {
+    pub(crate) fn new(open: &Arc<OpenStorage>, namespace: String) -> Self {
+        Self {
+            open: Arc::clone(open),
+            options: Options::new(namespace, Limits::default()),
+        }
+    }
+
+    /// Another handle on the store.
+    pub(crate) async fn open(&self) -> Result<AnyStorage, Failure> {
+        self.open_with(Limits::default()).await
+    }
+
+    /// So many units of time, far above the backend's granularity.
+    pub(crate) fn ticks(&self, storage: &AnyStorage, ticks: u32) -> Duration {
+        let precision = storage.profile().capabilities.time_precision;
+        precision.max(Duration::from_millis(10)) * ticks
+    }
+
+    pub(crate) async fn open_with(&self, limits: Limits) -> Result<AnyStorage, Failure> {
+        let options = self.options.for_instance(limits);
+        let opened = tokio::time::timeout(Duration::from_secs(60), (self.open)(options)).await;
+        opened
+            .map_err(|_| Failure::new("a storage did not open in time"))?
+            .map_err(|error| Failure::new(format!("a storage could not be opened: {error}")))
+    }
+}
+
+/// Any storage; clones are the same handle.
+#[derive(Clone)]
+pub(crate) struct AnyStorage(Arc<dyn Storage>);
+
+impl fmt::Debug for AnyStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+macro_rules! forward {
+    ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)+) => {
+        #[async_trait]
+        impl Storage for AnyStorage {
+            fn profile(&self) -> Profile {
+                self.0.profile()
+            }
+
+            async fn doorbell(&self, me: InstanceId) -> Result<BoxStream<'static, Result<Knock>>> {
+                self.0.doorbell(me).await
+            }
+
+            $(async fn $name(&self, $($argument: $type),*) -> Result<$answer> {
+                self.0.$name($($argument),*).await
+            })+
+        }
+    };
+}
+
+forward! {
+    attach(me: InstanceId) -> Generation;
+    create(session: &NewSession) -> bool;
+    enter(session: &SessionKey, principal: &PrincipalKey, open: Option<&OpenStream>) -> Entered;
+    update(session: &SessionKey, revision: u64, record: Bytes) -> Updated;
+    delete(session: &SessionKey, principal: &PrincipalKey) -> Option<Vec<InstanceId>>;
+    append(batch: &[Append]) -> Vec<Appended>;
+    read(cursors: &[Cursor]) -> Vec<Read>;
+    hold(session: &SessionKey, stream: &StreamId, me: InstanceId, hold: Hold) -> Held;
+    shrink(session: &SessionKey, max_bytes: u64) -> u64;
+    put_requests(batch: &[PutRequest]) -> Vec<Put>;
+    settle(batch: &[Settle]) -> Vec<Settled>;
+    requests(keys: &[RequestKey]) -> Vec<RequestState>;
+    mark_cancel(session: &SessionKey, id: &RpcId) -> Option<Cancelled>;
+    heartbeat(me: Beat, ttl: Duration) -> Vec<Beat>;
+    claim(batch: &[Claim]) -> usize;
+    sweep(budget: usize, dead: &[Dead], finished_ttl: Duration) -> Swept;
+    stats() -> Stats;
+    knock(knocks: &[(Door, Knock)]) -> ();
+}

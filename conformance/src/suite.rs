@@ -1,0 +1,304 @@
+//! Running the suite.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use libtest_mimic::{Arguments, Trial};
+use mcp_adapter_core::{Adapter, Capabilities, storage::Storage};
+
+use crate::{
+    case::{Absent, CASES, Case, Run, STORAGE_CASES},
+    fleet::{BoxError, Fleet, Open, opener},
+    options::Options,
+    storage::{OpenStorage, Store, storage_opener},
+    wait::Failure,
+};
+
+/// No case takes so long, unless it hangs.
+const CASE_TIME: Duration = Duration::from_secs(120);
+/// Cases wait more than they compute.
+const THREADS: usize = 4;
+
+/// Certifies an adapter: the `main` of a `harness = false` test.
+///
+/// `open` opens an instance. It is called several times per case; the same
+/// [`Options::namespace`] means the same store. What ends the test are the
+/// usual arguments of `cargo test`; listing the cases opens nothing.
+pub fn run<A, O, F>(name: &str, capabilities: Capabilities, open: O) -> ExitCode
+where
+    A: Adapter,
+    O: Fn(Options) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<A, BoxError>> + Send + 'static,
+{
+    Suite::new(name, capabilities).run(open)
+}
+
+/// Certifies the steps of a [`Storage`]: the `main` of a `harness = false` test.
+/// The full contract is certified by [`run`]; this tells which step is wrong.
+pub fn run_storage<S, O, F>(name: &str, open: O) -> ExitCode
+where
+    S: Storage,
+    O: Fn(Options) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<S, BoxError>> + Send + 'static,
+{
+    let open = storage_opener(open);
+    let name = name.to_owned();
+    let trials = STORAGE_CASES.iter().map(|case| {
+        let (open, suite) = (Arc::clone(&open), name.clone());
+        let run = move || run_storage_case(case, &suite, &open);
+        Trial::test(format!("{name}::storage::{}", case.name), move || {
+            run().map_err(Into::into)
+        })
+    });
+    conclude(trials.collect())
+}
+
+fn conclude(trials: Vec<Trial>) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(THREADS);
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    #[cfg(unix)]
+    crate::server::stop();
+    conclusion.exit_code()
+}
+
+/// The suite for one adapter, where [`run`] says too little.
+#[derive(Debug, Clone)]
+#[must_use = "it does nothing unless it is run"]
+pub struct Suite {
+    name: String,
+    capabilities: Capabilities,
+    absent: Vec<Absent>,
+    patience: Duration,
+}
+
+impl Suite {
+    /// The suite for an adapter with these capabilities. `name` is a word in
+    /// lower case.
+    pub fn new(name: &str, capabilities: Capabilities) -> Self {
+        let mut absent = Vec::new();
+        if !capabilities.durable {
+            absent.push(Absent::Durable);
+        }
+        if !capabilities.push {
+            absent.push(Absent::Push);
+        }
+        if !capabilities.shared {
+            absent.push(Absent::Link);
+        }
+        Self {
+            name: name.to_owned(),
+            capabilities,
+            absent,
+            patience: Duration::from_secs(10),
+        }
+    }
+
+    /// How long to wait for what must come, at the least. A good backend never
+    /// needs it; the default is ten seconds.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Declares that the backend does not have this.
+    pub fn without(mut self, absent: Absent) -> Self {
+        self.absent.push(absent);
+        self
+    }
+
+    /// Why a case is ignored, if it is.
+    #[must_use]
+    pub fn ignores(&self, case: &Case) -> Option<Absent> {
+        case.needs.filter(|absent| self.absent.contains(absent))
+    }
+
+    /// As [`run`].
+    pub fn run<A, O, F>(self, open: O) -> ExitCode
+    where
+        A: Adapter,
+        O: Fn(Options) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<A, BoxError>> + Send + 'static,
+    {
+        conclude(self.trials(&opener(open)))
+    }
+
+    fn trials(&self, open: &Arc<Open>) -> Vec<Trial> {
+        let trial = |case| {
+            let (open, suite) = (Arc::clone(open), self.clone());
+            let ignored = self.ignores(case);
+            let run = move || suite.run_case(case, &open).map_err(Into::into);
+            Trial::test(format!("{}::{}", self.name, case.name), run)
+                .with_ignored_flag(ignored.is_some())
+                .with_kind(ignored.map_or("", Absent::label))
+        };
+        CASES.iter().map(trial).collect()
+    }
+
+    /// Runs the cases that `select` picks and that are not ignored, several at
+    /// a time, and tells what became of each.
+    pub fn check<A, O, F>(&self, select: impl Fn(&Case) -> bool, open: O) -> Report
+    where
+        A: Adapter,
+        O: Fn(Options) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<A, BoxError>> + Send + 'static,
+    {
+        let open = opener(open);
+        let runs = |case: &Case| select(case) && self.ignores(case).is_none();
+        check(CASES, runs, |case| self.run_case(case, &open))
+    }
+
+    fn run_case(&self, case: &Case, open: &Arc<Open>) -> Result<(), String> {
+        let Run::Contract(body) = case.run else {
+            return Ok(());
+        };
+        let fleet = Fleet::new(
+            open,
+            namespace(&self.name),
+            self.capabilities,
+            self.patience,
+        );
+        let verdict = on_a_runtime(body(fleet.clone()));
+        let ended = catch_unwind(AssertUnwindSafe(|| fleet.end()));
+        verdict?;
+        ended.map_err(|panic| format!("closing the instances: {}", text_of(&*panic)))
+    }
+}
+
+/// Runs the cases of [`run_storage`] that `select` picks, as
+/// [`Suite::check`] does those of [`run`].
+pub fn check_storage<S, O, F>(name: &str, select: impl Fn(&Case) -> bool, open: O) -> Report
+where
+    S: Storage,
+    O: Fn(Options) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<S, BoxError>> + Send + 'static,
+{
+    let open = storage_opener(open);
+    check(STORAGE_CASES, select, |case| {
+        run_storage_case(case, name, &open)
+    })
+}
+
+fn check(
+    cases: &'static [Case],
+    select: impl Fn(&Case) -> bool,
+    run: impl Fn(&Case) -> Result<(), String> + Sync,
+) -> Report {
+    let picked: Vec<_> = cases.iter().filter(|case| select(case)).collect();
+    let mut report = Report::default();
+    for some in picked.chunks(THREADS) {
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let spawn = |case: &&'static Case| {
+                let (case, run) = (*case, &run);
+                scope.spawn(move || run(case))
+            };
+            let running: Vec<_> = some.iter().map(spawn).collect();
+            let join = |case: std::thread::ScopedJoinHandle<'_, Result<(), String>>| {
+                case.join().unwrap_or_else(|panic| Err(text_of(&*panic)))
+            };
+            running.into_iter().map(join).collect()
+        });
+        for (case, result) in some.iter().zip(results) {
+            match result {
+                Ok(()) => report.passed.push(case.name),
+                Err(why) => report.failed.push((case.name, why)),
+            }
+        }
+    }
+    report
+}
+
+fn run_storage_case(case: &Case, suite: &str, open: &Arc<OpenStorage>) -> Result<(), String> {
+    let Run::Storage(body) = case.run else {
+        return Ok(());
+    };
+    on_a_runtime(body(Store::new(open, namespace(suite))))
+}
+
+/// Runs a case to its end, whatever that is.
+fn on_a_runtime(body: impl Future<Output = Result<(), Failure>>) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("case")
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let timed = async { tokio::time::timeout(CASE_TIME, body).await };
+    let result = catch_unwind(AssertUnwindSafe(|| runtime.block_on(timed)));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match result {
+        Ok(Ok(Ok(()))) => Ok(()),
+        Ok(Ok(Err(failure))) => Err(failure.to_string()),
+        Ok(Err(_)) => Err(format!("the case hangs: no end within {CASE_TIME:?}")),
+        Err(panic) => Err(text_of(&*panic)),
+    }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("panicked: {}", text.unwrap_or("without a message"))
+}
+
+/// A name for the store of one case, which nobody has used before.
+fn namespace(suite: &str) -> String {
+    let name = suite.chars().filter(char::is_ascii_alphanumeric).take(16);
+    let name: String = name.map(|char| char.to_ascii_lowercase()).collect();
+    format!("t_{name}_{:012x}", fastrand::u64(..) >> 16)
+}
+
+/// What became of the cases.
+#[derive(Debug, Default, Clone)]
+#[non_exhaustive]
+pub struct Report {
+    /// Cases that passed.
+    pub passed: Vec<&'static str>,
+    /// Cases that failed, and why.
+    pub failed: Vec<(&'static str, String)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn listing_opens_nothing_and_a_missing_server_fails() {
+        let opened = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&opened);
+        let open: Arc<Open> = Arc::new(move |_| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            async { Err("there is no server".into()) }.boxed()
+        });
+        let suite = Suite::new("none", Capabilities::in_process());
+        let arguments = Arguments {
+            list: true,
+            filter: Some("session::a_live_id".into()),
+            ..Arguments::default()
+        };
+        let listed = libtest_mimic::run(&arguments, suite.trials(&open));
+        assert!(!listed.has_failed());
+        assert_eq!(opened.load(Ordering::SeqCst), 0);
+        let failed = suite.run_case(&CASES[0], &open).unwrap_err();
+        assert!(failed.contains("there is no server"), "{failed}");
+        assert_eq!(opened.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn namespaces_are_names_for_any_backend_and_never_the_same() {
+        let one = namespace("A very long name: with/other'characters");
+        assert!(one.len() <= 32, "{one}");
+        assert!(one.starts_with("t_averylong"));
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        assert!(one.bytes().all(fits), "{one}");
+        assert_ne!(one, namespace("A very long name: with/other'characters"));
+    }
+}

@@ -1,0 +1,17 @@
+//! The suite over the memory backend behind a link that can be cut: the lanes,
+//! the repeats and the outages of a backend that is far away.
+
+use std::time::Duration;
+
+use mcp_adapter_conformance::faults::Far;
+use mcp_adapter_core::{Capabilities, Engine};
+use mcp_adapter_memory::MemoryStorage;
+
+fn main() -> std::process::ExitCode {
+    // The store outlives all instances, so it is durable for this suite.
+    let capabilities = Capabilities::server(Duration::from_millis(1));
+    mcp_adapter_conformance::run("far", capabilities, |options| async move {
+        let storage = Far::new(options.store(MemoryStorage::new), options.link());
+        Ok(Engine::new(storage, options.limits().clone()))
+    })
+}

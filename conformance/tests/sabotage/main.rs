@@ -1,0 +1,128 @@
+//! Does the suite bite? A backend with one defect per clause, each of which must
+//! turn the suite red.
+#![allow(clippy::expect_used, reason = "tests")]
+
+mod defects;
+mod saboteur;
+
+use std::{fmt::Write as _, fs, path::Path, sync::Mutex, time::Duration};
+
+use mcp_adapter_conformance::{
+    CASES, Case, Clause, Options, STORAGE_CASES, Suite, check_storage, faults::Far,
+};
+use mcp_adapter_core::{Capabilities, Engine};
+use mcp_adapter_memory::MemoryStorage;
+
+use defects::defect;
+use saboteur::{Saboteur, Secrets};
+
+/// A defect, and a suite and case that must find it.
+type Hunt = (Clause, &'static str, bool, &'static str);
+
+fn hunts() -> Vec<Hunt> {
+    let mut hunts = Vec::new();
+    for clause in Clause::ALL.iter().copied() {
+        let (what, case, step) = defect(clause);
+        hunts.push((clause, what, false, case));
+        hunts.extend(step.map(|step| (clause, what, true, step)));
+    }
+    hunts
+}
+
+/// What became of one case over a backend with this defect, or with none.
+fn check(case: &'static str, of_storage: bool, sabotaged: Option<Clause>) -> Result<(), String> {
+    let open = move |options: Options| async move {
+        let (store, secrets) = options.store(|| (MemoryStorage::new(), Secrets::default()));
+        let far = Far::new(store, options.link());
+        Saboteur::open(far, secrets, sabotaged).await
+    };
+    let this = |other: &Case| other.name == case;
+    let report = if of_storage {
+        check_storage("sabotage", this, open)
+    } else {
+        let capabilities = Capabilities::server(Duration::from_millis(1));
+        let suite = Suite::new("sabotage", capabilities).with_patience(Duration::from_secs(3));
+        suite.check(this, move |options| async move {
+            let limits = options.limits().clone();
+            Ok(Engine::new(open(options).await?, limits))
+        })
+    };
+    match report.failed.into_iter().next() {
+        Some((_, why)) => Err(why),
+        None => {
+            assert_eq!(report.passed, [case], "the case was run");
+            Ok(())
+        }
+    }
+}
+
+#[test]
+fn each_defect_turns_the_suite_red() {
+    let hunts = Mutex::new(hunts().into_iter());
+    let missed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                loop {
+                    let Some((clause, what, step, case)) = hunts.lock().expect("no panic").next()
+                    else {
+                        return;
+                    };
+                    let with = check(case, step, Some(clause));
+                    let without = check(case, step, None);
+                    let why = with.as_ref().err().and_then(|why| why.lines().next());
+                    println!("{clause} | {what} | {case} | {}", why.unwrap_or("MISSED"));
+                    if with.is_ok() {
+                        let text = format!("{clause}: {what}: `{case}` does not catch it");
+                        missed.lock().expect("no panic").push(text);
+                    }
+                    if let Err(why) = without {
+                        let text = format!("{clause}: `{case}` fails without it: {why}");
+                        missed.lock().expect("no panic").push(text);
+                    }
+                }
+            });
+        }
+    });
+    let missed = missed.into_inner().expect("no panic");
+    assert!(missed.is_empty(), "{missed:#?}");
+}
+
+#[test]
+fn a_defect_is_caught_by_a_case_of_its_clause() {
+    for (clause, _, step, name) in hunts() {
+        let list = if step { STORAGE_CASES } else { CASES };
+        let case = list.iter().find(|case| case.name == name);
+        let case = case.unwrap_or_else(|| panic!("{clause}: there is no case `{name}`"));
+        assert!(
+            case.clauses.contains(&clause),
+            "{clause}: `{name}` is of {:?}",
+            case.clauses
+        );
+    }
+}
+
+#[test]
+fn the_table_is_up_to_date() {
+    let mut text = String::from(
+        "# Clauses, defects, cases\n\n\
+         A backend with one defect per clause, and the case that turns red on it. Generated\n\
+         from the list of clauses; `UPDATE_DOCS=1 cargo test -p mcp-adapter-conformance --test\n\
+         sabotage` writes it anew, and the same test without it shows that each is caught.\n\n\
+         | clause | defect | caught by | and by the step |\n|---|---|---|---|\n",
+    );
+    for clause in Clause::ALL {
+        let (what, case, step) = defect(*clause);
+        let step = step.map_or_else(String::new, |step| format!("`{step}`"));
+        writeln!(text, "| {clause} | {what} | `{case}` | {step} |").expect("a string");
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/sabotage.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &text).expect("docs/sabotage.md can be written");
+    }
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == text,
+        "docs/sabotage.md is stale: run with UPDATE_DOCS=1"
+    );
+}

@@ -1,0 +1,421 @@
+//! The backend with a defect.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, stream::BoxStream};
+use mcp_adapter_conformance::{BoxError, Clause};
+use mcp_adapter_core::{
+    Cancelled, Count, Error, ErrorKind, InstanceId, OutcomeKind, Position, PrincipalKey, Result,
+    RpcId, SessionKey, Stats, StreamId, WaiterToken,
+    storage::{
+        Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
+        NewSession, OpenStream, Place, Profile, Put, PutRequest, Read, RequestKey, RequestState,
+        Settle, Settled, Storage, Swept, Updated, Usage,
+    },
+};
+use parking_lot::Mutex;
+
+/// What the defects of all instances on a store need to know.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Secrets(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    streams: Mutex<HashMap<StreamId, SessionKey>>,
+    settled: Mutex<HashMap<RpcId, Instant>>,
+    bytes: AtomicU64,
+    tries: AtomicU64,
+    migrated: AtomicBool,
+    migrating: AtomicBool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Saboteur<S> {
+    inner: S,
+    secrets: Secrets,
+    defect: Option<Clause>,
+    rung: AtomicBool,
+}
+
+impl<S: Storage + Clone> Saboteur<S> {
+    pub(crate) async fn open(
+        inner: S,
+        secrets: Secrets,
+        defect: Option<Clause>,
+    ) -> std::result::Result<Self, BoxError> {
+        let own = &secrets.0;
+        if defect == Some(Clause::F5) && !own.migrated.load(Ordering::SeqCst) {
+            if own.migrating.swap(true, Ordering::SeqCst) {
+                return Err("relation already exists".into());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            own.migrated.store(true, Ordering::SeqCst);
+        }
+        Ok(Self {
+            inner,
+            secrets,
+            defect,
+            rung: AtomicBool::new(false),
+        })
+    }
+
+    fn has(&self, defect: Clause) -> bool {
+        self.defect == Some(defect)
+    }
+
+    /// What the caller is told of an error.
+    fn told<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| {
+            if self.has(Clause::F1) && error.kind() == ErrorKind::Unavailable {
+                return Error::new(ErrorKind::InvalidArgument, error.operation());
+            }
+            error
+        })
+    }
+
+    fn id(&self, id: &RpcId) -> RpcId {
+        match id {
+            RpcId::Number(number) if self.has(Clause::C3) => {
+                RpcId::String(number.to_string().into())
+            }
+            id => id.clone(),
+        }
+    }
+
+    fn token(&self, token: WaiterToken) -> WaiterToken {
+        if self.has(Clause::C7) {
+            return WaiterToken(0);
+        }
+        token
+    }
+
+    /// The session whose stream this is.
+    fn session_of(&self, stream: &StreamId, session: SessionKey) -> SessionKey {
+        let streams = self.secrets.0.streams.lock();
+        let known = streams
+            .get(stream)
+            .copied()
+            .filter(|_| self.has(Clause::E3));
+        known.unwrap_or(session)
+    }
+
+    fn spoil(&self, append: &Append) -> Append {
+        let mut append = append.clone();
+        if self.has(Clause::E1)
+            && let Place::Shared { tag, .. } = &mut append.place
+        {
+            *tag = self.secrets.0.tries.fetch_add(1, Ordering::SeqCst) + 1;
+        }
+        if self.has(Clause::E4) {
+            append.keep_events = usize::MAX;
+            append.keep_bytes = usize::MAX;
+            append.trim = None;
+        }
+        if let (true, Some(event)) = (self.has(Clause::E7), &mut append.event) {
+            event.data = String::from_utf8_lossy(&event.data).into_owned().into();
+        }
+        append
+    }
+
+    async fn append_one(&self, append: &Append) -> Result<Appended> {
+        let one = |append: Append| async move {
+            let answers = self.inner.append(&[append]).await?;
+            Ok::<_, Error>(answers[0])
+        };
+        let append = self.spoil(append);
+        if self.has(Clause::E8) && append.finish.is_some() && append.event.is_some() {
+            let event = Append {
+                finish: None,
+                ..append.clone()
+            };
+            let stored = one(event).await?;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let finish = Append {
+                event: None,
+                ..append
+            };
+            one(finish).await?;
+            return Ok(stored);
+        }
+        let appended = one(append.clone()).await?;
+        if appended != Appended::NoSession {
+            return Ok(appended);
+        }
+        if self.has(Clause::S4) {
+            let again = NewSession {
+                session: append.session,
+                principal: PrincipalKey::ANONYMOUS,
+                record: Bytes::from_static(b"{\"v\":1,\"protocol\":\"\"}"),
+                idle_ttl: Duration::from_secs(60),
+                absolute_ttl: None,
+                creator: WaiterToken::generate(),
+            };
+            self.inner.create(&again).await?;
+            return one(append).await;
+        }
+        if self.has(Clause::E6) {
+            return Ok(Appended::Stored {
+                position: Position::new(1, 1),
+                holder: None,
+                usage: Usage::default(),
+            });
+        }
+        Ok(appended)
+    }
+}
+
+#[async_trait]
+impl<S: Storage + Clone> Storage for Saboteur<S> {
+    fn profile(&self) -> Profile {
+        self.inner.profile()
+    }
+
+    async fn attach(&self, me: InstanceId) -> Result<Generation> {
+        self.inner.attach(me).await
+    }
+
+    async fn doorbell(&self, me: InstanceId) -> Result<BoxStream<'static, Result<Knock>>> {
+        let knocks = self.inner.doorbell(me).await?;
+        if self.rung.swap(true, Ordering::SeqCst) && self.has(Clause::F2) {
+            return Ok(knocks.filter(|_| futures::future::ready(false)).boxed());
+        }
+        Ok(knocks)
+    }
+
+    async fn create(&self, session: &NewSession) -> Result<bool> {
+        let mut session = session.clone();
+        if self.has(Clause::S3) {
+            session.idle_ttl *= 1000;
+        }
+        let created = self.told(self.inner.create(&session).await)?;
+        Ok(created || self.has(Clause::S1))
+    }
+
+    async fn enter(
+        &self,
+        session: &SessionKey,
+        principal: &PrincipalKey,
+        open: Option<&OpenStream>,
+    ) -> Result<Entered> {
+        if let Some(open) = open {
+            let mut streams = self.secrets.0.streams.lock();
+            streams.insert(open.stream.clone(), *session);
+        }
+        self.told(self.inner.enter(session, principal, open).await)
+    }
+
+    async fn update(&self, session: &SessionKey, revision: u64, record: Bytes) -> Result<Updated> {
+        let mut revision = revision;
+        loop {
+            let updated = self.inner.update(session, revision, record.clone()).await?;
+            if updated != Updated::Conflict || !self.has(Clause::S2) {
+                return Ok(updated);
+            }
+            revision += 1;
+        }
+    }
+
+    async fn delete(
+        &self,
+        session: &SessionKey,
+        principal: &PrincipalKey,
+    ) -> Result<Option<Vec<InstanceId>>> {
+        self.inner.delete(session, principal).await
+    }
+
+    async fn append(&self, batch: &[Append]) -> Result<Vec<Appended>> {
+        if self.defect.is_none() {
+            return self.inner.append(batch).await;
+        }
+        let mut answers = Vec::new();
+        for append in batch {
+            answers.push(self.told(self.append_one(append).await)?);
+        }
+        Ok(answers)
+    }
+
+    async fn read(&self, cursors: &[Cursor]) -> Result<Vec<Read>> {
+        let mut cursors = cursors.to_vec();
+        for cursor in &mut cursors {
+            cursor.session = self.session_of(&cursor.stream, cursor.session);
+            if self.has(Clause::E2) && cursor.max_events > 0 {
+                cursor.after.seq += 1;
+            }
+        }
+        let mut pages = self.told(self.inner.read(&cursors).await)?;
+        for (page, cursor) in pages.iter_mut().zip(&cursors) {
+            let Read::Page { events, .. } = page else {
+                continue;
+            };
+            let hole = events.first().is_some_and(|first| {
+                first.position.seq > cursor.after.seq + 1 && first.position > cursor.after
+            });
+            if !(hole && self.has(Clause::E5)) {
+                continue;
+            }
+            let epoch = events[0].position.epoch + 1;
+            for (seq, event) in (1..).zip(events) {
+                event.position = Position::new(epoch, seq);
+                event.prev = Some(cursor.after);
+            }
+        }
+        Ok(pages)
+    }
+
+    async fn hold(
+        &self,
+        session: &SessionKey,
+        stream: &StreamId,
+        me: InstanceId,
+        hold: Hold,
+    ) -> Result<Held> {
+        let session = self.session_of(stream, *session);
+        let held = self.inner.hold(&session, stream, me, hold).await;
+        match (hold, held) {
+            (
+                Hold::Take,
+                Ok(Held::Done {
+                    number,
+                    former,
+                    cursor,
+                    state,
+                }),
+            ) if self.has(Clause::E9) && former.is_some() => {
+                // As it was before.
+                let former = former.unwrap_or(me);
+                self.inner
+                    .hold(&session, stream, former, Hold::Take)
+                    .await?;
+                Ok(Held::Done {
+                    number,
+                    former: None,
+                    cursor,
+                    state,
+                })
+            }
+            (_, held) => self.told(held),
+        }
+    }
+
+    async fn shrink(&self, session: &SessionKey, max_bytes: u64) -> Result<u64> {
+        self.inner.shrink(session, max_bytes).await
+    }
+
+    async fn put_requests(&self, batch: &[PutRequest]) -> Result<Vec<Put>> {
+        let mut batch = batch.to_vec();
+        for put in &mut batch {
+            put.id = self.id(&put.id);
+            put.token = self.token(put.token);
+            if self.has(Clause::C4) {
+                put.timeout *= 1000;
+            }
+            if self.has(Clause::F4) {
+                put.max_pending = usize::MAX;
+            }
+        }
+        if self.has(Clause::C1) {
+            let (inner, count) = (self.inner.clone(), batch.len());
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                inner.put_requests(&batch).await
+            });
+            return Ok(vec![Put::Done; count]);
+        }
+        self.told(self.inner.put_requests(&batch).await)
+    }
+
+    async fn settle(&self, batch: &[Settle]) -> Result<Vec<Settled>> {
+        let mut batch = batch.to_vec();
+        for settle in &mut batch {
+            settle.id = self.id(&settle.id);
+            settle.token = settle.token.map(|token| self.token(token));
+            if self.has(Clause::C6) {
+                settle.payload.truncate(8000);
+            }
+            if settle.outcome == OutcomeKind::Answered {
+                let mut settled = self.secrets.0.settled.lock();
+                settled.insert(settle.id.clone(), Instant::now());
+            }
+        }
+        let mut answers = self.told(self.inner.settle(&batch).await)?;
+        for answer in &mut answers {
+            if let (true, Settled::Already(_)) = (self.has(Clause::C2), &answer) {
+                *answer = Settled::Won;
+            }
+        }
+        Ok(answers)
+    }
+
+    async fn requests(&self, keys: &[RequestKey]) -> Result<Vec<RequestState>> {
+        let mut keys = keys.to_vec();
+        for key in &mut keys {
+            key.id = self.id(&key.id);
+            key.token = key.token.map(|token| self.token(token));
+        }
+        let mut states = self.told(self.inner.requests(&keys).await)?;
+        for (state, key) in states.iter_mut().zip(&keys) {
+            let settled = self.secrets.0.settled.lock().get(&key.id).copied();
+            let fresh = settled.is_some_and(|at| at.elapsed() < Duration::from_secs(4));
+            if self.has(Clause::C5) && fresh {
+                *state = RequestState::Pending {
+                    owner: InstanceId(0),
+                };
+            }
+        }
+        Ok(states)
+    }
+
+    async fn mark_cancel(&self, session: &SessionKey, id: &RpcId) -> Result<Option<Cancelled>> {
+        self.inner.mark_cancel(session, id).await
+    }
+
+    async fn heartbeat(&self, me: Beat, ttl: Duration) -> Result<Vec<Beat>> {
+        let count = if self.has(Clause::F3) { 1 } else { me.count };
+        self.inner.heartbeat(Beat { count, ..me }, ttl).await
+    }
+
+    async fn claim(&self, batch: &[Claim]) -> Result<usize> {
+        self.inner.claim(batch).await
+    }
+
+    async fn sweep(&self, budget: usize, dead: &[Dead], finished_ttl: Duration) -> Result<Swept> {
+        if self.has(Clause::S5) {
+            return Ok(Swept::default());
+        }
+        self.inner.sweep(budget, dead, finished_ttl).await
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        let mut stats = self.told(self.inner.stats().await)?;
+        let bytes = stats.bytes.value();
+        let most = self
+            .secrets
+            .0
+            .bytes
+            .fetch_max(bytes, Ordering::SeqCst)
+            .max(bytes);
+        if self.has(Clause::S6) {
+            stats.bytes = Count::Exact(most);
+        }
+        Ok(stats)
+    }
+
+    async fn knock(&self, knocks: &[(Door, Knock)]) -> Result<()> {
+        let mut knocks = knocks.to_vec();
+        for (door, knock) in &mut knocks {
+            if let (true, Knock::Signal { from, .. }) = (self.has(Clause::SG), knock) {
+                *door = Door::Of(*from);
+            }
+        }
+        self.inner.knock(&knocks).await
+    }
+}
