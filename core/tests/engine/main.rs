@@ -1,5 +1,6 @@
 //! The engine over the memory backend, near and far.
 
+mod failures;
 mod requests;
 mod streams;
 mod support;

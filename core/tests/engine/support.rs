@@ -14,8 +14,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
 use mcp_adapter_core::{
-    Applied, Cancelled, Capabilities, Engine, Error, InstanceId, Limits, PrincipalKey, Result,
-    RpcId, SessionId, SessionKey, SessionRecord, Stats, StreamId, Tail, TailEvent,
+    Applied, Cancelled, Capabilities, Engine, Error, EventId, InstanceId, Limits, Position,
+    PrincipalKey, Result, RpcId, SessionAdapter, SessionId, SessionKey, SessionRecord, Stats,
+    StreamId, StreamWriter, Tail, TailEvent, TailFrom,
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
@@ -292,4 +293,24 @@ pub(crate) async fn all(tail: &mut Tail) -> Vec<String> {
             return items;
         }
     }
+}
+
+pub(crate) fn bytes(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+/// The start of a stream, as the priming event names it.
+pub(crate) fn start_of(stream: &StreamId) -> TailFrom {
+    TailFrom::After(EventId::new(stream.clone(), Position::START))
+}
+
+/// Opens the stream of the call `request`.
+pub(crate) async fn open(
+    engine: &Engine<Remote>,
+    id: &SessionId,
+    request: i64,
+) -> Box<dyn StreamWriter> {
+    let entered = engine.enter(id, None, Some(&number(request))).await;
+    let writer = entered.expect("the session is there").writer;
+    writer.expect("a stream was asked for")
 }
