@@ -118,12 +118,18 @@ impl<S: Storage> StreamWriter for Writer<S> {
 
 impl<S: Storage> Drop for Writer<S> {
     fn drop(&mut self) {
+        match *self.owned.revoked.borrow() {
+            // Others have ended it, and nobody here looks at it any more.
+            Some(Revocation::Fenced | Revocation::SessionEnded) => {
+                self.shared.interests.remove_owned(&self.owned);
+                return;
+            }
+            Some(Revocation::Cancelled) | None => {}
+        }
         if !self.owned.state.lock().finishing {
+            let end = Some(StreamEnd::OwnerLost);
             // The queue has it when this returns; nobody waits for the answer.
-            drop(
-                self.shared
-                    .write(&self.owned, None, Some(StreamEnd::OwnerLost)),
-            );
+            drop(self.shared.write(&self.owned, None, end));
         }
     }
 }
