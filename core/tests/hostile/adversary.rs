@@ -36,7 +36,16 @@ pub(crate) struct Adversary {
 }
 
 fn stormy(rng: &mut Rng) -> Weather {
-    let mut often = |highest: u64| if rng.chance(600) { rng.below(highest) } else { 0 };
+    // Where everything fails at once, nobody lives to see a single failure's
+    // consequence: most of the time only some of it does.
+    let kinds = *rng.pick(&[150, 400, 800]);
+    let mut often = |highest: u64| {
+        if rng.chance(kinds) {
+            rng.below(highest)
+        } else {
+            0
+        }
+    };
     Weather {
         refused: often(80),
         reply_lost: often(120),
@@ -58,9 +67,14 @@ impl Adversary {
 
     pub(crate) async fn run(mut self) {
         let mut older: Option<(u64, Data)> = None;
-        while Instant::now() < self.until {
-            let pause = self.rng.millis(100, 3500);
+        // Who is dead is seen only in a lease without another fault.
+        let pace = *self.rng.pick(&[1500, 4000, 12_000]);
+        loop {
+            let pause = self.rng.millis(100, pace);
             sleep(pause).await;
+            if Instant::now() >= self.until {
+                return;
+            }
             if self.exposure.silence {
                 self.fleet.world.weather.lock().wake_lost = 1000;
             }
@@ -76,12 +90,12 @@ impl Adversary {
                     self.history().fault(format!("{weather:?}"));
                     *self.fleet.world.weather.lock() = weather;
                 }
-                4 => {
+                4..=5 => {
                     self.history().fault("calm");
                     *self.fleet.world.weather.lock() = Weather::default();
                 }
-                5..=7 => self.cut(),
-                8..=11 => self.freeze(),
+                6 => self.cut(),
+                7..=11 => self.stall().await,
                 12 => self.deafen(),
                 13 => self.outage().await,
                 14 => self.jump().await,
@@ -101,13 +115,13 @@ impl Adversary {
     pub(crate) fn heal(fleet: &Fleet) {
         fleet.world.history.fault("all is well from here on");
         *fleet.world.weather.lock() = Weather::default();
-        for (slot, instance) in fleet.all().into_iter().enumerate() {
+        for instance in fleet.all() {
             if instance.is_dead() {
-                fleet.replace(slot);
+                fleet.replace(&instance);
             }
             instance.link.change(|state| {
                 state.down = false;
-                state.frozen = false;
+                (state.stalled, state.frozen) = (false, false);
                 state.deaf = false;
                 if state.half_open {
                     state.half_open = false;
@@ -126,7 +140,8 @@ impl Adversary {
         let slot = self.slot();
         let instance = Arc::clone(&self.fleet.all()[slot]);
         let mends = self.rng.millis(0, 6000);
-        self.history().fault(format!("link of {} cut for {mends:?}", instance.no));
+        self.history()
+            .fault(format!("link of {} cut for {mends:?}", instance.no));
         instance.link.cut();
         tokio::spawn(async move {
             sleep(mends).await;
@@ -134,22 +149,38 @@ impl Adversary {
         });
     }
 
-    fn freeze(&mut self) {
+    async fn stall(&mut self) {
         let slot = self.slot();
         let instance = Arc::clone(&self.fleet.all()[slot]);
         let thaws = match self.rng.below(3) {
             0 => self.rng.millis(50, 4000),
-            1 => self.rng.millis(4000, 12_000),
-            _ => self.rng.millis(10_000, 25_000),
+            1 => self.rng.millis(4000, 13_000),
+            _ => self.rng.millis(12_000, 28_000),
         };
+        if instance.link.state.borrow().stalled {
+            return;
+        }
         let until = (Instant::now() + thaws).min(self.until);
-        self.history().fault(format!("{} frozen for {thaws:?}", instance.no));
-        instance.link.freeze();
+        let frozen = self.rng.chance(600);
+        let what = if frozen { "frozen" } else { "stalled" };
+        self.history()
+            .fault(format!("{} {what} for {thaws:?}", instance.no));
+        instance.link.stall(frozen);
         tokio::spawn(async move {
             sleep_until(until).await;
-            instance.link.world.history.fault(format!("{} thawed", instance.no));
-            instance.link.change(|state| state.frozen = false);
+            instance
+                .link
+                .world
+                .history
+                .fault(format!("{} thawed", instance.no));
+            instance.link.change(|state| {
+                (state.stalled, state.frozen) = (false, false);
+            });
         });
+        // That somebody is dead is seen only where nothing else disturbs.
+        if self.rng.chance(600) {
+            sleep(thaws.min(self.until.saturating_duration_since(Instant::now()))).await;
+        }
     }
 
     fn deafen(&mut self) {
@@ -157,7 +188,8 @@ impl Adversary {
         let instance = Arc::clone(&self.fleet.all()[slot]);
         let half_open = self.rng.chance(500);
         let hears = self.rng.millis(500, 15_000);
-        self.history().fault(format!("{} deaf (half open: {half_open})", instance.no));
+        self.history()
+            .fault(format!("{} deaf (half open: {half_open})", instance.no));
         instance.link.change(|state| {
             state.half_open |= half_open;
             state.deaf |= !half_open;
@@ -181,13 +213,15 @@ impl Adversary {
             if let (true, Some(engine)) = (orderly, instance.engine()) {
                 fleet.world.history.fault(format!("{} closes", instance.no));
                 // A closing instance gives up its calls on purpose.
-                fleet.world.history.push(What::Died { instance: instance.no });
+                fleet.world.history.push(What::Died {
+                    instance: instance.no,
+                });
                 let closing = async { engine.close().await.is_ok() };
                 instance.run("close", Bound::Operation, closing).await;
             }
             instance.die();
             sleep(back).await;
-            fleet.replace(slot);
+            fleet.replace(&instance);
         });
     }
 
@@ -200,7 +234,8 @@ impl Adversary {
             self.rng.millis(50, 5000)
         };
         let away = away.min(self.until.saturating_duration_since(Instant::now()));
-        self.history().fault(format!("server away for {away:?} (restart: {restart})"));
+        self.history()
+            .fault(format!("server away for {away:?} (restart: {restart})"));
         let server = &self.fleet.world.server;
         server.send_modify(|server| server.up = false);
         sleep(away).await;

@@ -87,7 +87,11 @@ impl Instance {
             Bound::Watched => Duration::from_secs(24 * 3600),
         };
         loop {
-            if state.wait_for(|state| !state.frozen || state.dead).await.is_err() {
+            if state
+                .wait_for(|state| !state.frozen || state.dead)
+                .await
+                .is_err()
+            {
                 return None;
             }
             let begun = Instant::now();
@@ -145,10 +149,10 @@ impl Fleet {
     }
 
     /// A new process in the place of a dead one.
-    pub(crate) fn replace(&self, slot: usize) {
-        let instance = self.start();
-        if let Some(place) = self.slots.lock().get_mut(slot) {
-            *place = instance;
+    pub(crate) fn replace(&self, dead: &Arc<Instance>) {
+        let mut slots = self.slots.lock();
+        if let Some(slot) = slots.iter_mut().find(|slot| Arc::ptr_eq(slot, dead)) {
+            *slot = self.start();
         }
     }
 

@@ -36,72 +36,180 @@ impl<T> Written<T> {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum What {
     /// The backend lost all that it was told after this time.
-    Lost { after: u64 },
+    Lost {
+        after: u64,
+    },
     /// The backend came back under another generation, with or without its data.
     Restarted,
     /// All clocks jumped: everybody was suspended.
-    Jumped { millis: u64 },
+    Jumped {
+        millis: u64,
+    },
     /// A fault, for people to read.
     Fault(String),
     /// An instance was started.
-    Started { instance: No },
+    Started {
+        instance: No,
+    },
     /// An instance died or was closed.
-    Died { instance: No },
+    Died {
+        instance: No,
+    },
     /// A heartbeat raised the instance's counter in the backend.
-    Beat { instance: No },
+    Beat {
+        instance: No,
+    },
 
     /// A session is being created here.
-    Create { session: No },
+    Create {
+        session: No,
+    },
     /// By one of several that create it at once.
-    Created { session: No, done: Written<()> },
+    Created {
+        session: No,
+        done: Written<()>,
+    },
     /// Whether an operation that began at `began` found the session; one that
     /// cannot tell is not recorded. `used`: its expiry was slid.
-    Found { session: No, began: u64, found: bool, used: bool },
+    Found {
+        session: No,
+        began: u64,
+        found: bool,
+        used: bool,
+    },
     /// From here on a client holds a stream of it, all is well, and it must not
     /// expire.
-    Kept { session: No },
-    Delete { session: No },
-    Deleted { session: No, done: Written<bool> },
-    Updated { session: No, done: Written<u64> },
+    Kept {
+        session: No,
+    },
+    Delete {
+        session: No,
+    },
+    Deleted {
+        session: No,
+        done: Written<bool>,
+    },
+    Updated {
+        session: No,
+        done: Written<u64>,
+    },
 
     /// A call's stream, or (without an owner) the standalone one.
-    Opened { stream: No, session: No, owner: Option<No> },
-    Append { stream: No, event: No, terminal: bool },
-    Appended { stream: No, event: No, done: Written<Position> },
+    Opened {
+        stream: No,
+        session: No,
+        owner: Option<No>,
+    },
+    Append {
+        stream: No,
+        event: No,
+        terminal: bool,
+    },
+    Appended {
+        stream: No,
+        event: No,
+        done: Written<Position>,
+    },
     /// A finish without an event, or the abandonment of the stream.
-    Finish { stream: No, abandoned: bool },
-    Finished { stream: No, done: Written<()> },
-    Revoked { stream: No, why: Revocation },
-    Cancel { stream: No },
-    CancelDone { stream: No, done: Written<Cancelled> },
+    Finish {
+        stream: No,
+        abandoned: bool,
+    },
+    Finished {
+        stream: No,
+        done: Written<()>,
+    },
+    Revoked {
+        stream: No,
+        why: Revocation,
+    },
+    Cancel {
+        stream: No,
+    },
+    CancelDone {
+        stream: No,
+        done: Written<Cancelled>,
+    },
 
     /// A reader begins or goes on after `after` (`None`: wherever the former
     /// holder of the standalone stream let go).
-    Read { reader: No, stream: No, instance: No, after: Option<Position> },
-    Got { reader: No, at: Position, event: No },
+    Read {
+        reader: No,
+        stream: No,
+        instance: No,
+        after: Option<Position>,
+    },
+    Got {
+        reader: No,
+        at: Position,
+        event: No,
+    },
     /// A payload that is nobody's.
-    Garbled { reader: No, at: Position },
-    Unstored { reader: No, event: No },
-    Gap { reader: No },
+    Garbled {
+        reader: No,
+        at: Position,
+    },
+    Unstored {
+        reader: No,
+        event: No,
+    },
+    Gap {
+        reader: No,
+    },
     /// The tail said why it ended.
-    Ended { reader: No, why: EndReason },
+    Ended {
+        reader: No,
+        why: EndReason,
+    },
     /// The reader let go.
-    Cut { reader: No },
+    Cut {
+        reader: No,
+    },
     /// It waited long in all quiet, and nothing more came.
-    Quiet { reader: No },
+    Quiet {
+        reader: No,
+    },
     /// `tail` itself failed.
-    NoTail { reader: No, kind: ErrorKind },
+    NoTail {
+        reader: No,
+        kind: ErrorKind,
+    },
 
     /// A client request: `wait` names this creation of it.
-    Ask { request: No, wait: No, session: No, instance: No },
-    Asked { wait: No, done: Written<()> },
-    Outcome { wait: No, kind: OutcomeKind, answer: Option<No> },
+    Ask {
+        request: No,
+        wait: No,
+        session: No,
+        instance: No,
+    },
+    Asked {
+        wait: No,
+        done: Written<()>,
+    },
+    Outcome {
+        wait: No,
+        kind: OutcomeKind,
+        answer: Option<No>,
+    },
     /// Its wait was dropped.
-    Withdrawn { wait: No },
-    Answer { request: No, answer: No },
-    Answered { answer: No, done: Written<Delivery> },
-    Revoke { request: No },
-    RevokeDone { request: No, done: Written<Option<OutcomeKind>> },
+    Withdrawn {
+        wait: No,
+    },
+    Answer {
+        request: No,
+        answer: No,
+    },
+    Answered {
+        answer: No,
+        done: Written<Delivery>,
+    },
+    Revoke {
+        request: No,
+    },
+    RevokeDone {
+        request: No,
+        done: Written<Option<OutcomeKind>>,
+    },
 
     /// Something that must end did not.
     Hung(String),

@@ -11,13 +11,13 @@ use std::{
 
 use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use mcp_adapter_core::{
-    Applied, Error, InstanceId, Result,
+    Applied, Error, Result,
     storage::{Knock, Storage},
 };
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use super::{
@@ -63,6 +63,9 @@ pub(crate) struct World {
     pub(crate) server: watch::Sender<Server>,
     pub(crate) weather: Mutex<Weather>,
     pub(crate) patience: Duration,
+    /// The store remembers no deleted session: it is in its caller's process,
+    /// where a create cannot be held up until after the delete.
+    pub(crate) prompt_creates: bool,
     /// For the negative control.
     pub(crate) no_catch_up: bool,
 }
@@ -70,7 +73,9 @@ pub(crate) struct World {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct State {
     pub(crate) down: bool,
-    /// Nothing of the instance moves.
+    /// Nothing moves on the way, in either direction.
+    pub(crate) stalled: bool,
+    /// Nothing of the instance itself moves either.
     pub(crate) frozen: bool,
     pub(crate) dead: bool,
     /// Wake-ups do not arrive.
@@ -85,8 +90,6 @@ pub(crate) struct Link {
     pub(crate) no: No,
     pub(crate) world: Arc<World>,
     pub(crate) state: watch::Sender<State>,
-    /// Freezes so far.
-    pub(crate) freezes: AtomicU64,
     /// Commands so far, by name: what becomes of one depends on the seed and on
     /// these alone.
     counts: Mutex<BTreeMap<&'static str, u64>>,
@@ -101,7 +104,7 @@ struct Fate {
     again: Option<Duration>,
     second_answer: bool,
     reply: Reply,
-    /// Where a freeze finds it: before the server or behind it.
+    /// Where a stall finds it: before the server or behind it.
     outside: bool,
     survives_cut: bool,
 }
@@ -119,7 +122,6 @@ impl Link {
             no,
             world: Arc::clone(world),
             state: watch::Sender::new(State::default()),
-            freezes: AtomicU64::new(0),
             counts: Mutex::default(),
             beats: AtomicU64::new(0),
         })
@@ -129,9 +131,11 @@ impl Link {
         self.state.send_modify(change);
     }
 
-    pub(crate) fn freeze(&self) {
-        self.freezes.fetch_add(1, Ordering::Relaxed);
-        self.change(|state| state.frozen = true);
+    pub(crate) fn stall(&self, frozen: bool) {
+        self.change(|state| {
+            state.stalled = true;
+            state.frozen |= frozen;
+        });
     }
 
     pub(crate) fn cut(&self) {
@@ -152,7 +156,9 @@ impl Link {
         let mut counts = self.counts.lock();
         let count = counts.entry(name).or_insert(0);
         *count += 1;
-        self.world.rng.fork(name, (*count << 16) | u64::from(self.no))
+        self.world
+            .rng
+            .fork(name, (*count << 16) | u64::from(self.no))
     }
 
     /// How much of a batch takes effect before the connection is lost; `None`:
@@ -211,7 +217,7 @@ impl Link {
     pub(crate) async fn call<T: Send + 'static>(
         self: &Arc<Self>,
         name: &'static str,
-        step: impl Fn(Arc<dyn Storage>) -> BoxFuture<'static, Result<T>> + Send + 'static,
+        step: impl Fn(Arc<dyn Storage>) -> BoxFuture<'static, Result<T>> + Send + Sync + 'static,
         lose_reply: bool,
     ) -> Result<T> {
         let (mut state, mut server) = (self.state.subscribe(), self.world.server.subscribe());
@@ -221,37 +227,42 @@ impl Link {
             sleep(fate.after.min(Duration::from_millis(50))).await;
             return Err(Error::unavailable(name, Applied::No));
         }
+        let prompt = self.world.prompt_creates && name == "create";
+        let sent = Instant::now();
         let (reply, replied) = oneshot::channel();
         let link = Arc::clone(self);
         tokio::spawn(async move {
             sleep(fate.before).await;
-            if fate.outside {
+            // What is sent into a stall does not get through it.
+            if fate.outside || begun.stalled {
                 link.thawed().await;
             }
             let gone = || {
                 let cut = link.state.borrow().cuts != begun.cuts && !fate.survives_cut;
-                cut || *link.world.server.borrow() != boot
+                let late = prompt && sent.elapsed() > Duration::from_millis(10);
+                cut || late || *link.world.server.borrow() != boot
             };
             if gone() {
                 return;
             }
             let mut answer = step(Arc::clone(&link.world.storage)).await;
-            if let Some(again) = fate.again {
-                sleep(again).await;
-                if !gone() {
-                    let second = step(Arc::clone(&link.world.storage)).await;
-                    if fate.second_answer {
-                        answer = second;
-                    }
+            let again = async {
+                sleep(fate.again.unwrap_or_default()).await;
+                if fate.again.is_none() || gone() {
+                    return None;
                 }
-            }
-            let mut reply = reply;
-            sleep(fate.after).await;
-            link.thawed().await;
-            match fate.reply {
-                Reply::Comes if !lose_reply => drop(reply.send(answer)),
-                Reply::Comes | Reply::Lost => {}
-                Reply::Silent => reply.closed().await,
+                Some(step(Arc::clone(&link.world.storage)).await)
+            };
+            // The library gives the answer of its second try; or the first try
+            // was answered, and the other one sat in a buffer.
+            if fate.second_answer {
+                if let Some(second) = again.await {
+                    answer = second;
+                }
+                link.reply(&fate, lose_reply, reply, answer).await;
+            } else {
+                link.reply(&fate, lose_reply, reply, answer).await;
+                again.await;
             }
         });
         let cut = async {
@@ -268,17 +279,32 @@ impl Link {
         }
     }
 
-    /// Completes when the instance moves, or is dead.
+    async fn reply<T>(
+        &self,
+        fate: &Fate,
+        lose: bool,
+        mut reply: oneshot::Sender<Result<T>>,
+        answer: Result<T>,
+    ) {
+        sleep(fate.after).await;
+        self.thawed().await;
+        match fate.reply {
+            Reply::Comes if !lose => drop(reply.send(answer)),
+            Reply::Comes | Reply::Lost => {}
+            Reply::Silent => reply.closed().await,
+        }
+    }
+
+    /// Completes when the way is free, or the instance is dead.
     pub(crate) async fn thawed(&self) {
         let mut state = self.state.subscribe();
-        let _ = state.wait_for(|state| !state.frozen || state.dead).await;
+        let _ = state.wait_for(|state| !state.stalled || state.dead).await;
     }
 
     /// Brings knocks from `bell` with losses, repeats and delays.
     pub(crate) fn doorbell(
         self: &Arc<Self>,
         mut bell: BoxStream<'static, Result<Knock>>,
-        me: InstanceId,
     ) -> BoxStream<'static, Result<Knock>> {
         self.change(|state| state.half_open = false);
         let (knocks, heard) = mpsc::unbounded_channel();
@@ -297,7 +323,7 @@ impl Link {
                     knock = bell.next() => knock,
                 };
                 let Some(Ok(knock)) = knock else { break };
-                link.bring(knock, &knocks, me);
+                link.bring(&knock, &knocks);
             }
         });
         futures::stream::unfold(heard, |mut heard| async move {
@@ -306,12 +332,7 @@ impl Link {
         .boxed()
     }
 
-    fn bring(
-        self: &Arc<Self>,
-        knock: Knock,
-        knocks: &mpsc::UnboundedSender<Result<Knock>>,
-        _: InstanceId,
-    ) {
+    fn bring(self: &Arc<Self>, knock: &Knock, knocks: &mpsc::UnboundedSender<Result<Knock>>) {
         let state = *self.state.borrow();
         let weather = *self.world.weather.lock();
         let mut rng = self.draw("knock");

@@ -49,18 +49,18 @@ impl Storage for Wire {
     }
 
     async fn attach(&self, me: InstanceId) -> Result<Generation> {
-        call!(self, "attach", [me = me], storage => storage.attach(me))
+        call!(self, "attach", [], storage => storage.attach(me))
     }
 
     async fn doorbell(&self, me: InstanceId) -> Result<BoxStream<'static, Result<Knock>>> {
         // Opened where it is waited for: a door that nobody waits for any more
         // must not take the place of a later one.
         let (state, up) = (*self.0.state.borrow(), self.0.world.server.borrow().up);
-        if state.down || state.dead || state.frozen || !up {
+        if state.down || state.dead || state.stalled || !up {
             return Err(Error::unavailable("doorbell", Applied::No));
         }
         let bell = self.0.world.storage.doorbell(me).await?;
-        Ok(self.0.doorbell(bell, me))
+        Ok(self.0.doorbell(bell))
     }
 
     async fn create(&self, session: &NewSession) -> Result<bool> {

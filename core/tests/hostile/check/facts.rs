@@ -124,8 +124,16 @@ impl<'a> Facts<'a> {
                 What::Created { session, done } => {
                     facts.session(*session).created.push((at, *done));
                 }
-                What::Found { session, began, found, used } => {
-                    facts.session(*session).found.push((at, (*began, *found, *used)));
+                What::Found {
+                    session,
+                    began,
+                    found,
+                    used,
+                } => {
+                    facts
+                        .session(*session)
+                        .found
+                        .push((at, (*began, *found, *used)));
                 }
                 What::Kept { session } => facts.session(*session).kept = Some(at),
                 What::Delete { session } => facts.session(*session).delete.push(at),
@@ -135,15 +143,27 @@ impl<'a> Facts<'a> {
                 What::Updated { session, done } => {
                     facts.session(*session).updated.push((at, *done));
                 }
-                What::Opened { stream, session, owner } => {
+                What::Opened {
+                    stream,
+                    session,
+                    owner,
+                } => {
                     let stream = facts.stream(*stream);
                     (stream.session, stream.owner, stream.opened) = (*session, *owner, at);
                 }
-                What::Append { stream, event, terminal } => {
+                What::Append {
+                    stream,
+                    event,
+                    terminal,
+                } => {
                     let event = facts.stream(*stream).events.entry(*event).or_default();
                     (event.begun, event.terminal) = (at, *terminal);
                 }
-                What::Appended { stream, event, done } => {
+                What::Appended {
+                    stream,
+                    event,
+                    done,
+                } => {
                     let event = facts.stream(*stream).events.entry(*event).or_default();
                     event.done = Some((at, *done));
                 }
@@ -176,7 +196,12 @@ impl<'a> Facts<'a> {
                         facts.saw(*stream, *reader, entry);
                     }
                 }
-                What::Ask { request, wait, session, instance } => {
+                What::Ask {
+                    request,
+                    wait,
+                    session,
+                    instance,
+                } => {
                     waits.insert(*wait, *request);
                     let of = facts.requests.entry(*request).or_default();
                     of.session = *session;
@@ -187,7 +212,9 @@ impl<'a> Facts<'a> {
                     facts.wait(&waits, *wait, |wait| wait.done = Some((at, *done)));
                 }
                 What::Outcome { wait, kind, answer } => {
-                    facts.wait(&waits, *wait, |wait| wait.outcome.push((at, (*kind, *answer))));
+                    facts.wait(&waits, *wait, |wait| {
+                        wait.outcome.push((at, (*kind, *answer)))
+                    });
                 }
                 What::Withdrawn { wait } => {
                     facts.wait(&waits, *wait, |wait| wait.withdrawn = true);
@@ -237,12 +264,16 @@ impl<'a> Facts<'a> {
     /// Whether what was asked for at `begun` and answered at `done` may have
     /// been lost since: the loss took all that came after `after`.
     pub(super) fn may_be_lost(&self, begun: u64, done: u64) -> bool {
-        self.losses.iter().any(|(at, after)| begun <= *at && done >= *after)
+        self.losses
+            .iter()
+            .any(|(at, after)| begun <= *at && done >= *after)
     }
 
     /// Whether the backend has lost anything between these times.
     pub(super) fn lost_between(&self, from: u64, to: u64) -> bool {
-        self.losses.iter().any(|(at, after)| *at >= from && *after <= to)
+        self.losses
+            .iter()
+            .any(|(at, after)| *at >= from && *after <= to)
     }
 
     pub(super) fn lossless(&self) -> bool {
@@ -280,6 +311,14 @@ impl<'a> Facts<'a> {
             last = beat;
         }
         false
+    }
+
+    /// Whether somebody deletes the session, or it is gone otherwise, by then.
+    pub(super) fn is_deleted(&self, session: No, by: u64) -> bool {
+        self.sessions.get(&session).is_some_and(|session| {
+            let gone = |(at, (_, found, _)): &At<(u64, bool, bool)>| !found && *at <= by;
+            session.delete.iter().any(|begun| *begun <= by) || session.found.iter().any(gone)
+        })
     }
 
     /// Milliseconds of `finished_ttl`, `idle_ttl` and `result_ttl`.

@@ -1,6 +1,7 @@
 //! What a history must look like. The rules are the promises of the contract;
 //! what they are checked against is what callers were told, no more.
 
+mod chain;
 mod facts;
 mod requests;
 mod sessions;

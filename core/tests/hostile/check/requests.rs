@@ -1,7 +1,7 @@
 //! Client requests: one outcome each, and the winner's answer is what the
 //! waiter gets.
 
-use mcp_adapter_core::{Delivery, OutcomeKind};
+use mcp_adapter_core::{Delivery, ErrorKind, OutcomeKind};
 
 use super::{
     Violation,
@@ -26,10 +26,6 @@ struct Check<'a> {
     request: &'a Request,
 }
 
-fn is_answer(kind: OutcomeKind) -> bool {
-    matches!(kind, OutcomeKind::Answered | OutcomeKind::Rejected)
-}
-
 impl Check<'_> {
     fn bad(&self, rule: &'static str, text: &str, found: &mut Vec<Violation>) {
         found.push(Violation::new(rule, format!("request {}: {text}", self.no)));
@@ -39,8 +35,20 @@ impl Check<'_> {
         let Request { waits, answers, .. } = self.request;
         let begun = waits.values().map(|wait| wait.begun).min().unwrap_or(0);
         let last = |at: Option<u64>| at.unwrap_or(0);
-        let over = last(waits.values().flat_map(|w| &w.outcome).map(|(at, _)| *at).max())
-            .max(last(answers.values().filter_map(|a| a.done).map(|(at, _)| at).max()));
+        let over = last(
+            waits
+                .values()
+                .flat_map(|w| &w.outcome)
+                .map(|(at, _)| *at)
+                .max(),
+        )
+        .max(last(
+            answers
+                .values()
+                .filter_map(|a| a.done)
+                .map(|(at, _)| at)
+                .max(),
+        ));
         let lost = self.facts.lost_between(begun, over);
         let delivered: Vec<_> = answers
             .iter()
@@ -52,7 +60,11 @@ impl Check<'_> {
         // Those that were or may have been created: each can be answered once.
         let created = waits
             .values()
-            .filter(|wait| !matches!(wait.done, Some((_, Written::Refused(_)))))
+            .filter(|wait| match wait.done {
+                // An earlier try may have been there before the delete.
+                Some((_, Written::Refused(kind))) => kind == ErrorKind::SessionNotFound,
+                _ => true,
+            })
             .count();
         if delivered.len() > created && !lost {
             let text = format!("answers {delivered:?} were all delivered");
@@ -60,7 +72,11 @@ impl Check<'_> {
         }
         for (no, wait) in waits {
             if wait.outcome.len() > 1 {
-                self.bad("one outcome", &format!("wait {no}: {:?}", wait.outcome), found);
+                self.bad(
+                    "one outcome",
+                    &format!("wait {no}: {:?}", wait.outcome),
+                    found,
+                );
             }
             for (at, (kind, answer)) in &wait.outcome {
                 self.outcome(*no, wait.instance, (*at, *kind, *answer), lost, found);
@@ -82,25 +98,40 @@ impl Check<'_> {
         lost: bool,
         found: &mut Vec<Violation>,
     ) {
-        let Request { session, waits, answers, revokes } = self.request;
+        let Request {
+            session,
+            waits,
+            answers,
+            revokes,
+        } = self.request;
         let sound = match kind {
             OutcomeKind::Answered | OutcomeKind::Rejected => {
-                answer.and_then(|answer| answers.get(&answer)).is_some_and(|answer| {
-                    let offered = answer.begun <= at;
-                    let won = match answer.done {
-                        Some((_, Written::Done(delivery))) => delivery == Delivery::Delivered,
-                        Some((_, Written::Refused(_))) => false,
-                        // It may have taken effect; or its instance died.
-                        Some((_, Written::Unknown(_))) | None => true,
-                    };
-                    offered && (won || lost)
-                })
+                answer
+                    .and_then(|answer| answers.get(&answer))
+                    .is_some_and(|answer| {
+                        let offered = answer.begun <= at;
+                        let won = waits.len() > 1
+                            || match answer.done {
+                                // A library's repeat that comes after the session finds
+                                // nothing, although its first try won.
+                                Some((told, Written::Done(Delivery::Unknown))) => {
+                                    self.facts.is_deleted(*session, told)
+                                }
+                                Some((_, Written::Done(delivery))) => {
+                                    delivery == Delivery::Delivered
+                                }
+                                Some((_, Written::Refused(_))) => false,
+                                // It may have taken effect; or its instance died.
+                                Some((_, Written::Unknown(_))) | None => true,
+                            };
+                        offered && (won || lost)
+                    })
             }
             OutcomeKind::OwnerLost => lost || self.facts.stood_still(instance, at),
-            OutcomeKind::Replaced => waits.iter().any(|(other, of)| *other != wait && of.begun <= at),
-            OutcomeKind::Cancelled => {
-                !revokes.is_empty() || self.facts.stood_still(instance, at)
-            }
+            OutcomeKind::Replaced => waits
+                .iter()
+                .any(|(other, of)| *other != wait && of.begun <= at),
+            OutcomeKind::Cancelled => !revokes.is_empty() || self.facts.stood_still(instance, at),
             OutcomeKind::SessionEnded => true,
             OutcomeKind::TimedOut => true,
             // Only what the backend lost, or kept from its waiter for too long.
@@ -110,7 +141,6 @@ impl Check<'_> {
                 lost || at - begun >= self.facts.max_outage().min(result_ttl)
             }
         };
-        let _ = session;
         if !sound {
             let text = format!("wait {wait} ended as {kind:?} ({answer:?}) at {at} without cause");
             self.bad("an outcome has its cause", &text, found);
@@ -159,6 +189,5 @@ impl Check<'_> {
                 self.bad("all are told the same outcome", &text, found);
             }
         }
-        let _ = is_answer(kind);
     }
 }

@@ -43,7 +43,11 @@ impl Check<'_> {
     }
 
     fn created_once(&self, found: &mut Vec<Violation>) {
-        let done = self.session.created.iter().filter(|(_, done)| *done == Written::Done(()));
+        let done = self
+            .session
+            .created
+            .iter()
+            .filter(|(_, done)| *done == Written::Done(()));
         let count = done.count();
         if count > 1 && self.facts.lossless() {
             self.bad("created once", &format!("created {count} times"), found);
@@ -68,7 +72,9 @@ impl Check<'_> {
     fn deleted(&self, began: u64, found: &mut Vec<Violation>) {
         let first = self.session.delete.first().copied().unwrap_or(0);
         for (at, done) in &self.session.deleted {
-            if matches!(done, Written::Done(_)) && began > *at && !self.facts.may_be_lost(first, *at)
+            if matches!(done, Written::Done(_))
+                && began > *at
+                && !self.facts.may_be_lost(first, *at)
             {
                 let text = format!("deleted at {at}, and found by a request begun at {began}");
                 self.bad("a deleted session never comes back", &text, found);
@@ -83,7 +89,12 @@ impl Check<'_> {
         }
         let uses = self.session.found.iter().map(|(at, _)| *at);
         let mut last = uses.filter(|at| *at < began).max().unwrap_or(began);
-        for stream in self.facts.streams.values().filter(|stream| stream.session == self.no) {
+        for stream in self
+            .facts
+            .streams
+            .values()
+            .filter(|stream| stream.session == self.no)
+        {
             for seen in stream.seen.values() {
                 let before = seen.iter().take_while(|entry| entry.at < began);
                 let Some(latest) = before.last() else {
@@ -91,7 +102,10 @@ impl Check<'_> {
                 };
                 let let_go = matches!(
                     latest.what,
-                    What::Cut { .. } | What::Ended { .. } | What::Quiet { .. } | What::NoTail { .. }
+                    What::Cut { .. }
+                        | What::Ended { .. }
+                        | What::Quiet { .. }
+                        | What::NoTail { .. }
                 );
                 last = last.max(if let_go { latest.at } else { began });
             }

@@ -59,8 +59,9 @@ impl Load {
         });
         let id = writer.stream().clone();
         self.calls.lock().push((client.clone(), stream, id.clone()));
-        let start = if rng.chance(800) {
-            self.history.push(What::Fault(format!("reader of {stream} is attached")));
+        let start = if rng.chance(650) {
+            self.history
+                .push(What::Fault(format!("reader of {stream} is attached")));
             Start::Attached(Arc::clone(&instance), writer.attach())
         } else {
             Start::First
@@ -87,8 +88,7 @@ impl Call {
     async fn run(mut self) {
         let cancelled = self.rng.chance(200);
         if cancelled {
-            let (load, client, stream) =
-                (Arc::clone(&self.load), self.client.clone(), self.stream);
+            let (load, client, stream) = (Arc::clone(&self.load), self.client.clone(), self.stream);
             let (after, rng) = (self.rng.millis(0, 20_000), self.rng.fork("cancel", 0));
             load.spawn(Group::Work, format!("cancel of {stream}"), {
                 let load = Arc::clone(&load);
@@ -108,7 +108,7 @@ impl Call {
                 return self.abandon();
             }
             if self.rng.chance(500) {
-                let most = if self.rng.chance(100) { 14_000 } else { 400 };
+                let most = if self.rng.chance(150) { 15_000 } else { 400 };
                 let pause = self.rng.millis(0, most);
                 if self.waits(pause).await.is_none() {
                     return;
@@ -121,7 +121,11 @@ impl Call {
             let patience = if self.load.lossy { 60 } else { 86_400 };
             let revoked =
                 tokio::time::timeout(Duration::from_secs(patience), self.writer.revoked());
-            match self.instance.run("cancelled call", Bound::Watched, revoked).await {
+            match self
+                .instance
+                .run("cancelled call", Bound::Watched, revoked)
+                .await
+            {
                 Some(Ok(why)) => self.revoked(why),
                 Some(Err(_)) => {}
                 None => return,
@@ -147,12 +151,20 @@ impl Call {
     async fn append(&mut self) -> Go {
         let (event, data) = self.load.event(&mut self.rng);
         let large = self.rng.chance(10);
-        let data = if large { Bytes::from(vec![b'x'; 5000]) } else { data };
+        let data = if large {
+            Bytes::from(vec![b'x'; 5000])
+        } else {
+            data
+        };
         let (load, stream, client) = (Arc::clone(&self.load), self.stream, self.client.clone());
         // Its place is fixed when this has run.
         let begun = async {
             let terminal = false;
-            load.history.push(What::Append { stream, event, terminal });
+            load.history.push(What::Append {
+                stream,
+                event,
+                terminal,
+            });
             (load.history.now(), self.writer.append(data))
         };
         let Some((began, ack)) = self.instance.run("append", Bound::Operation, begun).await else {
@@ -169,7 +181,11 @@ impl Call {
                 load.found(&client, began, true, true);
             }
             let done = Written::of(done.as_ref(), |id| id.position);
-            load.history.push(What::Appended { stream, event, done });
+            load.history.push(What::Appended {
+                stream,
+                event,
+                done,
+            });
             matches!(
                 done,
                 Written::Refused(
@@ -199,12 +215,22 @@ impl Call {
         let (event, data) = load.event(&mut self.rng);
         let begun = async {
             if bare {
-                load.history.push(What::Finish { stream, abandoned: false });
+                load.history.push(What::Finish {
+                    stream,
+                    abandoned: false,
+                });
             } else {
                 let terminal = true;
-                load.history.push(What::Append { stream, event, terminal });
+                load.history.push(What::Append {
+                    stream,
+                    event,
+                    terminal,
+                });
             }
-            (load.history.now(), self.writer.finish((!bare).then_some(data)))
+            (
+                load.history.now(),
+                self.writer.finish((!bare).then_some(data)),
+            )
         };
         let bound = Bound::Outage(load.fleet.limits.max_outage());
         let Some((began, ack)) = self.instance.run("finish", bound, begun).await else {
@@ -226,7 +252,11 @@ impl Call {
                 id.as_ref().map_or(Position::START, |id| id.position)
             };
             let done = Written::of(done.as_ref(), position);
-            What::Appended { stream, event, done }
+            What::Appended {
+                stream,
+                event,
+                done,
+            }
         });
     }
 

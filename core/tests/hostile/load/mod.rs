@@ -67,16 +67,11 @@ pub(crate) struct Load {
     pub(crate) clients: Mutex<Vec<Client>>,
     pub(crate) until: Instant,
     /// The backend may lose data.
-    lossy: bool,
+    pub(crate) lossy: bool,
 }
 
 impl Load {
-    pub(crate) fn new(
-        fleet: Arc<Fleet>,
-        seed: u64,
-        until: Instant,
-        lossy: bool,
-    ) -> Arc<Self> {
+    pub(crate) fn new(fleet: Arc<Fleet>, seed: u64, until: Instant, lossy: bool) -> Arc<Self> {
         Arc::new(Self {
             history: fleet.world.history.clone(),
             fleet,
@@ -129,9 +124,13 @@ impl Load {
         let until = Instant::now() + within;
         let mut ended = self.ended.subscribe();
         while !self.running(group).is_empty() {
-            if tokio::time::timeout_at(until, ended.changed()).await.is_err() {
+            if tokio::time::timeout_at(until, ended.changed())
+                .await
+                .is_err()
+            {
                 for name in self.running(group) {
-                    self.history.push(What::Hung(format!("{name} is not over in time")));
+                    self.history
+                        .push(What::Hung(format!("{name} is not over in time")));
                 }
                 return;
             }

@@ -43,6 +43,10 @@ struct Reader {
     id: StreamId,
     last: Option<EventId>,
     from_first: bool,
+    /// What came last was a gap.
+    gap: bool,
+    /// What came last was a result without an id.
+    unstored: bool,
     rng: Rng,
     habits: Habits,
 }
@@ -71,6 +75,8 @@ impl Load {
             id,
             last: None,
             from_first: !matches!(start, Start::Standalone),
+            gap: false,
+            unstored: false,
             rng,
             habits,
         };
@@ -119,7 +125,11 @@ impl Reader {
             return Err(Next::GoOn);
         };
         let tail = instance
-            .run("tail", Bound::Operation, engine.tail(&self.client.id, self.from()))
+            .run(
+                "tail",
+                Bound::Operation,
+                engine.tail(&self.client.id, self.from()),
+            )
             .await;
         match tail {
             Some(Ok(tail)) => {
@@ -134,7 +144,10 @@ impl Reader {
             }
             Some(Err(error)) => {
                 let kind = error.kind();
-                self.load.history.push(What::NoTail { reader: self.no, kind });
+                self.load.history.push(What::NoTail {
+                    reader: self.no,
+                    kind,
+                });
                 self.load.missed(&self.client, began, &error);
                 Err(match kind {
                     ErrorKind::SessionNotFound | ErrorKind::StreamGone => Next::Over,
@@ -146,9 +159,17 @@ impl Reader {
     }
 
     async fn follow(&mut self, instance: &Arc<Instance>, mut tail: Tail, group: Group) -> Next {
-        let mut left = self.rng.chance(self.habits.cuts).then(|| self.rng.within(0, 12));
-        let hangs_up = self.rng.chance(self.habits.cuts).then(|| self.rng.millis(0, 15_000));
-        let hangs_up = hangs_up.or(self.habits.patience).unwrap_or(Duration::from_secs(86_400));
+        let mut left = self
+            .rng
+            .chance(self.habits.cuts)
+            .then(|| self.rng.within(0, 12));
+        let hangs_up = self
+            .rng
+            .chance(self.habits.cuts)
+            .then(|| self.rng.millis(0, 15_000));
+        let hangs_up = hangs_up
+            .or(self.habits.patience)
+            .unwrap_or(Duration::from_secs(86_400));
         loop {
             let next = tokio::time::timeout(hangs_up, tail.next());
             let Some(next) = instance.run("tail", Bound::Watched, next).await else {
@@ -193,6 +214,8 @@ impl Reader {
 
     fn got(&mut self, item: TailEvent) {
         let reader = self.no;
+        self.gap = matches!(item, TailEvent::Gap { .. });
+        self.unstored = matches!(item, TailEvent::Unstored { .. });
         match item {
             TailEvent::Event { id, data } => {
                 let at = id.position;
@@ -213,7 +236,10 @@ impl Reader {
     }
 
     fn ended(&mut self, why: EndReason) -> Next {
-        self.push(What::Ended { reader: self.no, why });
+        self.push(What::Ended {
+            reader: self.no,
+            why,
+        });
         match why {
             // Two clients that take a stream from each other for ever prove nothing.
             EndReason::Superseded
@@ -236,7 +262,8 @@ impl Reader {
     /// and goes on writing into the void.
     fn let_go(&mut self, instance: &Arc<Instance>, tail: Tail, group: Group) {
         self.push(What::Cut { reader: self.no });
-        if !self.rng.chance(300) {
+        // After a result nothing is left for a ghost to see.
+        if !self.rng.chance(300) || self.unstored {
             drop(tail);
             return;
         }
@@ -245,8 +272,15 @@ impl Reader {
             reader: no,
             stream: self.stream,
             instance: instance.no,
-            after: self.last.as_ref().map(|last| last.position).or(self.from_first.then_some(START)),
+            after: self
+                .last
+                .as_ref()
+                .map(|last| last.position)
+                .or(self.from_first.then_some(START)),
         });
+        if self.gap {
+            self.push(What::Gap { reader: no });
+        }
         let mut ghost = Self {
             load: Arc::clone(&self.load),
             client: self.client.clone(),
@@ -255,6 +289,8 @@ impl Reader {
             id: self.id.clone(),
             last: self.last.clone(),
             from_first: self.from_first,
+            gap: self.gap,
+            unstored: false,
             rng: self.rng.fork("ghost", 0),
             habits: Habits {
                 cuts: 0,

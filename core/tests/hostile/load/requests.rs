@@ -48,7 +48,10 @@ impl Load {
             instance: instance.no,
         });
         let creating = ClientRequestAdapter::create(&engine, &client.id, new);
-        let Some(created) = instance.run("create request", Bound::Operation, creating).await else {
+        let Some(created) = instance
+            .run("create request", Bound::Operation, creating)
+            .await
+        else {
             return;
         };
         if let Err(error) = &created {
@@ -65,26 +68,39 @@ impl Load {
             let (client, after) = (client.clone(), rng.millis(0, 6000));
             let rng = rng.fork("answer", number);
             let answer = self.number();
-            self.spawn(Group::Work, format!("answer {answer} to {request}"), async move {
-                tokio::time::sleep(after).await;
-                load.answer(client, (request, answer), rng).await;
-            });
+            self.spawn(
+                Group::Work,
+                format!("answer {answer} to {request}"),
+                async move {
+                    tokio::time::sleep(after).await;
+                    load.answer(client, (request, answer), rng).await;
+                },
+            );
         }
         if rng.chance(120) {
             let load = Arc::clone(self);
             let (client, after) = (client.clone(), rng.millis(0, 6000));
             let rng = rng.fork("withdrawal", 0);
-            self.spawn(Group::Work, format!("withdrawal of {request}"), async move {
-                tokio::time::sleep(after).await;
-                load.revoke(client, request, rng).await;
-            });
+            self.spawn(
+                Group::Work,
+                format!("withdrawal of {request}"),
+                async move {
+                    tokio::time::sleep(after).await;
+                    load.revoke(client, request, rng).await;
+                },
+            );
         }
         let gives_up = rng.chance(80).then(|| rng.millis(0, 5000));
         let load = Arc::clone(self);
         let client = client.clone();
-        self.spawn(Group::Work, format!("wait {wait} for {request}"), async move {
-            load.wait(&client, &instance, (wait, pending), timeout, gives_up).await;
-        });
+        self.spawn(
+            Group::Work,
+            format!("wait {wait} for {request}"),
+            async move {
+                load.wait(&client, &instance, (wait, pending), timeout, gives_up)
+                    .await;
+            },
+        );
     }
 
     async fn wait(
@@ -112,12 +128,7 @@ impl Load {
         }
     }
 
-    async fn answer(
-        self: Arc<Self>,
-        client: Client,
-        (request, answer): (No, No),
-        mut rng: Rng,
-    ) {
+    async fn answer(self: Arc<Self>, client: Client, (request, answer): (No, No), mut rng: Rng) {
         let instance = self.fleet.pick(&mut rng);
         let Some(engine) = instance.engine() else {
             return;

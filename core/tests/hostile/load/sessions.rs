@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use mcp_adapter_core::{ErrorKind, SessionAdapter, SessionRecord, StreamId};
+use mcp_adapter_core::{SessionAdapter, SessionRecord, StreamId};
 use tokio::time::Instant;
 
 use super::{
@@ -28,20 +28,22 @@ pub(crate) struct Business {
 }
 
 impl Load {
-    /// A session, or nothing where nobody could create it.
-    pub(crate) async fn open(self: &Arc<Self>, mut rng: Rng) -> Option<Client> {
-        let no = self.number();
-        let id = format!("session-{}-{no}", self.seed).parse().ok()?;
-        let standalone = self.number();
-        let client = Client { no, id, standalone };
+    /// A session, or nothing where nobody could create it. An id of which it is
+    /// unknown whether it was created is not used, as a server would not.
+    pub(crate) async fn open(self: &Arc<Self>, rivals: bool, mut rng: Rng) -> Option<Client> {
         for _ in 0..20 {
+            let (no, standalone) = (self.number(), self.number());
+            let id = format!("session-{}-{no}", self.seed).parse().ok()?;
+            let client = Client { no, id, standalone };
             // Sometimes several create it at once: one of them does.
-            let rivals = if rng.chance(150) { 2 } else { 1 };
-            let all: Vec<_> = (0..rivals).map(|_| self.create(&client, self.fleet.pick(&mut rng))).collect();
+            let rivals = if rivals && rng.chance(200) { 2 } else { 1 };
+            let all: Vec<_> = (0..rivals)
+                .map(|_| self.create(&client, self.fleet.pick(&mut rng)))
+                .collect();
             if join_all(all).await.into_iter().any(|created| created) {
                 self.history.push(What::Opened {
                     stream: standalone,
-                    session: no,
+                    session: client.no,
                     owner: None,
                 });
                 self.clients.lock().push(client.clone());
@@ -64,19 +66,23 @@ impl Load {
             return false;
         };
         let done = Written::of(created.as_ref(), |_| ());
-        self.history.push(What::Created { session: client.no, done });
-        match created.map_err(|error| error.kind()) {
+        self.history.push(What::Created {
+            session: client.no,
+            done,
+        });
+        match created {
             Ok(_) => {
                 self.found(client, began, true, true);
                 true
             }
-            Err(kind) => kind == ErrorKind::AlreadyExists,
+            Err(_) => false,
         }
     }
 
     /// All business of one session until the end of the run.
     pub(crate) async fn session(self: Arc<Self>, business: Business, mut rng: Rng) {
-        let Some(client) = self.open(rng.fork("open", 0)).await else {
+        let deleted = rng.chance(business.deleted);
+        let Some(client) = self.open(!deleted, rng.fork("open", 0)).await else {
             return;
         };
         let stream = (client.standalone, StreamId::standalone());
@@ -86,25 +92,43 @@ impl Load {
         };
         for number in 0..rng.within(1, 3) {
             let rng = rng.fork("reader", number);
-            self.read(Group::Session, &client, stream.clone(), Start::Standalone, habits, rng);
+            self.read(
+                Group::Session,
+                &client,
+                stream.clone(),
+                Start::Standalone,
+                habits,
+                rng,
+            );
         }
-        let left = self.until.saturating_duration_since(Instant::now()).as_millis();
+        let left = self
+            .until
+            .saturating_duration_since(Instant::now())
+            .as_millis();
         let left = u64::try_from(left).unwrap_or(0);
         for number in 0..business.calls {
             let (after, load) = (rng.millis(0, left), Arc::clone(&self));
             let (client, rng) = (client.clone(), rng.fork("call", number));
-            self.spawn(Group::Work, format!("a call of session {}", client.no), async move {
-                tokio::time::sleep(after).await;
-                load.call(client, rng).await;
-            });
+            self.spawn(
+                Group::Work,
+                format!("a call of session {}", client.no),
+                async move {
+                    tokio::time::sleep(after).await;
+                    load.call(client, rng).await;
+                },
+            );
         }
         for number in 0..business.requests {
             let (after, load) = (rng.millis(0, left), Arc::clone(&self));
             let (client, rng) = (client.clone(), rng.fork("request", number));
-            self.spawn(Group::Work, format!("a request of session {}", client.no), async move {
-                tokio::time::sleep(after).await;
-                load.ask(client, rng).await;
-            });
+            self.spawn(
+                Group::Work,
+                format!("a request of session {}", client.no),
+                async move {
+                    tokio::time::sleep(after).await;
+                    load.ask(client, rng).await;
+                },
+            );
         }
         for writer in 0..2 {
             let (rng, load) = (rng.fork("writer", writer), Arc::clone(&self));
@@ -122,7 +146,7 @@ impl Load {
                 load.update(&client, rng, business.updates, left).await;
             });
         }
-        if rng.chance(business.deleted) {
+        if deleted {
             pause(&mut rng, left / 3, left).await;
             self.delete(&client, &mut rng).await;
             // Late requests must not bring it back.
@@ -130,6 +154,25 @@ impl Load {
                 pause(&mut rng, 0, 4000).await;
                 self.visit(&client, &mut rng).await;
             }
+        }
+    }
+
+    /// A session that is deleted soon: what was held up on its way must not
+    /// bring it back.
+    pub(crate) async fn brief(self: Arc<Self>, mut rng: Rng) {
+        let left = self
+            .until
+            .saturating_duration_since(Instant::now())
+            .as_millis();
+        pause(&mut rng, 0, u64::try_from(left).unwrap_or(0)).await;
+        let Some(client) = self.open(false, rng.fork("open", 0)).await else {
+            return;
+        };
+        pause(&mut rng, 0, 2000).await;
+        self.delete(&client, &mut rng).await;
+        for _ in 0..8 {
+            pause(&mut rng, 0, 3000).await;
+            self.visit(&client, &mut rng).await;
         }
     }
 
@@ -147,7 +190,11 @@ impl Load {
                         return;
                     };
                     let (stream, terminal) = (client.standalone, false);
-                    load.history.push(What::Append { stream, event, terminal });
+                    load.history.push(What::Append {
+                        stream,
+                        event,
+                        terminal,
+                    });
                     let began = load.history.now();
                     let append = engine.append(&client.id, data);
                     let Some(done) = instance.run("append", Bound::Operation, append).await else {
@@ -158,7 +205,11 @@ impl Load {
                         Err(error) => load.missed(&client, began, error),
                     }
                     let done = Written::of(done.as_ref(), |id| id.position);
-                    load.history.push(What::Appended { stream, event, done });
+                    load.history.push(What::Appended {
+                        stream,
+                        event,
+                        done,
+                    });
                 };
                 if burst > 1 {
                     self.spawn(Group::Work, format!("append of {event}"), append);
@@ -199,7 +250,10 @@ impl Load {
                 self.missed(client, began, error);
             }
             let done = Written::of(done.as_ref(), |revision| *revision);
-            self.history.push(What::Updated { session: client.no, done });
+            self.history.push(What::Updated {
+                session: client.no,
+                done,
+            });
         }
     }
 
@@ -212,7 +266,10 @@ impl Load {
                 let deleting = engine.delete(&client.id, None);
                 if let Some(done) = instance.run("delete", Bound::Operation, deleting).await {
                     let done = Written::of(done.as_ref(), |done| *done);
-                    self.history.push(What::Deleted { session: client.no, done });
+                    self.history.push(What::Deleted {
+                        session: client.no,
+                        done,
+                    });
                     if matches!(done, Written::Done(_)) {
                         return;
                     }

@@ -5,6 +5,7 @@
 mod request;
 mod steps;
 mod stream;
+mod waiting;
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -63,8 +64,7 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn wake(&mut self, whom: Option<InstanceId>, session: &SessionKey, target: Target) {
-        self.wakes
-            .extend(whom.map(|whom| (whom, *session, target)));
+        self.wakes.extend(whom.map(|whom| (whom, *session, target)));
     }
 }
 
@@ -230,7 +230,9 @@ impl Storage for Reference {
     }
 
     async fn stats(&self) -> Result<Stats> {
-        Ok(Stats::new(self.step(|data, _| data.stats()).map(Count::Exact)))
+        Ok(Stats::new(
+            self.step(|data, _| data.stats()).map(Count::Exact),
+        ))
     }
 
     async fn knock(&self, knocks: &[(Door, Knock)]) -> Result<()> {

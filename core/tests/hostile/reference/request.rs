@@ -14,6 +14,8 @@ pub(super) struct Request {
     token: WaiterToken,
     /// All that it replaced: none of them comes back by a repeat.
     former: BTreeSet<u128>,
+    /// The tries that ended those: their repeats must not end this one.
+    won: BTreeSet<u128>,
     pub(super) owner: InstanceId,
     deadline: Instant,
     result_ttl: Duration,
@@ -25,9 +27,17 @@ impl Request {
     pub(super) fn new(put: &PutRequest, former: Option<&Self>, now: Instant) -> Self {
         let mut replaced = former.map_or_else(BTreeSet::new, |former| former.former.clone());
         replaced.extend(former.map(|former| former.token.0));
+        let mut won = former.map_or_else(BTreeSet::new, |former| former.won.clone());
+        let ended = former.and_then(|former| former.end.as_ref());
+        won.extend(
+            ended
+                .and_then(|(_, _, attempt)| *attempt)
+                .map(|attempt| attempt.0),
+        );
         Self {
             token: put.token,
             former: replaced,
+            won,
             owner: put.owner,
             deadline: now + put.timeout,
             result_ttl: put.result_ttl,
@@ -63,6 +73,9 @@ impl Request {
 
     /// `alive`: the owner is not as dead as `settle` says.
     pub(super) fn settle(&mut self, settle: &Settle, alive: bool, now: Instant) -> Settled {
+        if self.won.contains(&settle.attempt.0) {
+            return Settled::Won;
+        }
         if settle.token.is_some_and(|token| token != self.token) {
             return Settled::Already(OutcomeKind::Replaced);
         }

@@ -4,10 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use mcp_adapter_core::{
-    Cancelled, InstanceId, OutcomeKind, PrincipalKey, RpcId, SessionKey, StreamId, WaiterToken,
+    InstanceId, PrincipalKey, RpcId, SessionKey, StreamId, WaiterToken,
     storage::{
-        Append, Appended, Beat, Claim, Cursor, Dead, Entered, Held, Hold, NewSession, OpenStream,
-        Place, Put, PutRequest, Read, RequestKey, RequestState, Settle, Settled, Swept, Target,
+        Append, Appended, Cursor, Entered, Held, Hold, NewSession, OpenStream, Place, Read, Target,
         Updated,
     },
 };
@@ -20,7 +19,7 @@ use super::{Context, request::Request, stream::Stream};
 const TOMBSTONE: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone)]
-struct Session {
+pub(super) struct Session {
     principal: PrincipalKey,
     creator: WaiterToken,
     record: Bytes,
@@ -29,8 +28,8 @@ struct Session {
     hard: Option<Instant>,
     deadline: Instant,
     born: u32,
-    streams: BTreeMap<StreamId, Stream>,
-    requests: BTreeMap<RpcId, Request>,
+    pub(super) streams: BTreeMap<StreamId, Stream>,
+    pub(super) requests: BTreeMap<RpcId, Request>,
 }
 
 impl Session {
@@ -39,17 +38,20 @@ impl Session {
         self.deadline = self.hard.map_or(slid, |hard| slid.min(hard));
     }
 
-    fn pending(&self) -> usize {
-        self.requests.values().filter(|request| request.is_pending()).count()
+    pub(super) fn pending(&self) -> usize {
+        self.requests
+            .values()
+            .filter(|request| request.is_pending())
+            .count()
     }
 }
 
 /// All that is stored.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Data {
-    sessions: BTreeMap<SessionKey, Session>,
+    pub(super) sessions: BTreeMap<SessionKey, Session>,
     deleted: BTreeMap<SessionKey, (WaiterToken, Instant)>,
-    beats: BTreeMap<InstanceId, (u64, Instant)>,
+    pub(super) beats: BTreeMap<InstanceId, (u64, Instant)>,
 }
 
 impl Data {
@@ -60,11 +62,15 @@ impl Data {
         self.deleted.retain(|_, (_, until)| now < *until);
         self.beats.retain(|_, (_, until)| now < *until);
         for session in self.sessions.values_mut() {
-            session.streams.retain(|_, stream| stream.expires.is_none_or(|at| now < at));
+            session
+                .streams
+                .retain(|_, stream| stream.expires.is_none_or(|at| now < at));
             for request in session.requests.values_mut() {
                 request.time_out(now);
             }
-            session.requests.retain(|_, request| request.forget.is_none_or(|at| now < at));
+            session
+                .requests
+                .retain(|_, request| request.forget.is_none_or(|at| now < at));
         }
     }
 
@@ -73,10 +79,6 @@ impl Data {
         let streams = self.sessions.values().flat_map(|session| &session.streams);
         let open = streams.filter(|(_, stream)| stream.is_open_call());
         open.map(|(id, _)| id.clone()).collect()
-    }
-
-    fn is_dead(&self, dead: &Dead) -> bool {
-        self.beats.get(&dead.instance).map(|(count, _)| *count) == dead.beat
     }
 
     pub(super) fn create(&mut self, context: &Context, new: &NewSession) -> bool {
@@ -112,20 +114,28 @@ impl Data {
         open: Option<&OpenStream>,
     ) -> Entered {
         let theirs = self.sessions.values().filter(|s| s.principal == *principal);
-        let bytes: u64 = theirs.flat_map(|s| s.streams.values()).map(Stream::bytes).sum();
+        let bytes: u64 = theirs
+            .flat_map(|s| s.streams.values())
+            .map(Stream::bytes)
+            .sum();
         let session = self.sessions.get_mut(key);
         let Some(session) = session.filter(|session| session.principal == *principal) else {
             return Entered::NoSession;
         };
         if let Some(open) = open.filter(|open| !session.streams.contains_key(&open.stream)) {
-            let running = session.streams.values().filter(|stream| stream.is_open_call());
+            let running = session
+                .streams
+                .values()
+                .filter(|stream| stream.is_open_call());
             if running.count() >= open.max_open {
                 return Entered::TooManyStreams;
             }
             if bytes > open.max_principal_bytes {
                 return Entered::PrincipalQuota;
             }
-            session.streams.insert(open.stream.clone(), Stream::owned(open));
+            session
+                .streams
+                .insert(open.stream.clone(), Stream::owned(open));
         }
         session.touch(context.now);
         Entered::Session {
@@ -162,7 +172,9 @@ impl Data {
         key: &SessionKey,
         principal: &PrincipalKey,
     ) -> Option<Vec<InstanceId>> {
-        self.sessions.get(key).filter(|session| session.principal == *principal)?;
+        self.sessions
+            .get(key)
+            .filter(|session| session.principal == *principal)?;
         let session = self.sessions.remove(key)?;
         if !context.defects.no_tombstones {
             let until = context.now + TOMBSTONE;
@@ -173,7 +185,10 @@ impl Data {
             parties.extend(stream.owner.filter(|_| stream.end.is_none()));
             parties.extend(stream.holder.map(|holder| holder.instance));
         }
-        let waiting = session.requests.values().filter(|request| request.is_pending());
+        let waiting = session
+            .requests
+            .values()
+            .filter(|request| request.is_pending());
         parties.extend(waiting.map(|request| request.owner));
         parties.sort();
         parties.dedup();
@@ -206,10 +221,13 @@ impl Data {
         if cursor.touch {
             session.touch(context.now);
         }
-        session.streams.get(&cursor.stream).map_or(Read::NoStream, |stream| Read::Page {
-            events: stream.page(cursor),
-            state: stream.state(),
-        })
+        session
+            .streams
+            .get(&cursor.stream)
+            .map_or(Read::NoStream, |stream| Read::Page {
+                events: stream.page(cursor),
+                state: stream.state(),
+            })
     }
 
     pub(super) fn hold(
@@ -236,8 +254,13 @@ impl Data {
         };
         let bytes = |session: &Session| session.streams.values().map(Stream::bytes).sum::<u64>();
         while bytes(session) > max_bytes {
-            let ended = session.streams.iter().filter(|(_, stream)| stream.end.is_some());
-            let oldest = ended.min_by_key(|(_, stream)| stream.expires).map(|(id, _)| id.clone());
+            let ended = session
+                .streams
+                .iter()
+                .filter(|(_, stream)| stream.end.is_some());
+            let oldest = ended
+                .min_by_key(|(_, stream)| stream.expires)
+                .map(|(id, _)| id.clone());
             let went = match oldest {
                 Some(id) => session.streams.remove(&id).is_some(),
                 None => session.streams.values_mut().any(Stream::evict),
@@ -249,134 +272,21 @@ impl Data {
         bytes(session)
     }
 
-    pub(super) fn put(&mut self, context: &Context, put: &PutRequest) -> Put {
-        let Some(session) = self.sessions.get_mut(&put.session) else {
-            return Put::NoSession;
-        };
-        let former = session.requests.get(&put.id);
-        if former.is_some_and(|former| former.is_repeated_by(put)) {
-            return Put::Done;
-        }
-        let replaced = former.filter(|former| former.is_pending()).map(|former| former.owner);
-        if session.pending() - usize::from(replaced.is_some()) >= put.max_pending {
-            return Put::TooMany;
-        }
-        let request = Request::new(put, former, context.now);
-        session.requests.insert(put.id.clone(), request);
-        replaced.map_or(Put::Done, Put::Replaced)
-    }
-
-    pub(super) fn settle(&mut self, context: &mut Context, settle: &Settle) -> Settled {
-        let dead = settle.dead.map(|dead| self.is_dead(&dead));
-        let session = self.sessions.get_mut(&settle.session);
-        let Some(request) = session.and_then(|session| session.requests.get_mut(&settle.id)) else {
-            return Settled::Unknown;
-        };
-        let theirs = settle.dead.is_none_or(|dead| dead.instance == request.owner);
-        let alive = !theirs || dead == Some(false);
-        let settled = request.settle(settle, alive, context.now);
-        if context.defects.no_repeat_safety {
-            request.forget_attempt();
-        }
-        if settled == Settled::Won {
-            let target = Target::Request(settle.id.clone());
-            context.wake(Some(request.owner), &settle.session, target);
-        }
-        settled
-    }
-
-    pub(super) fn request(&self, key: &RequestKey) -> RequestState {
-        let Some(session) = self.sessions.get(&key.session) else {
-            return RequestState::NoSession;
-        };
-        let request = session.requests.get(&key.id);
-        request.map_or(RequestState::Missing, |request| request.state(key.token))
-    }
-
-    pub(super) fn mark_cancel(
-        &mut self,
-        context: &mut Context,
-        key: &SessionKey,
-        id: &RpcId,
-    ) -> Option<Cancelled> {
-        let session = self.sessions.get_mut(key)?;
-        let named = |stream: &Stream| stream.is_open_call() && stream.request.as_ref() == Some(id);
-        let mut running: Vec<_> =
-            session.streams.iter_mut().filter(|(_, stream)| named(stream)).collect();
-        Some(match running.as_mut_slice() {
-            [] => Cancelled::NotRunning,
-            [(name, stream)] => {
-                stream.cancelled = true;
-                context.wake(stream.owner, key, Target::Stream(name.clone()));
-                Cancelled::Marked
-            }
-            _ => Cancelled::Ambiguous,
-        })
-    }
-
-    pub(super) fn heartbeat(&mut self, context: &Context, me: Beat, ttl: Duration) -> Vec<Beat> {
-        let kept = self.beats.entry(me.instance).or_insert((0, context.now));
-        *kept = (me.count.max(kept.0), context.now + ttl);
-        let beats = self.beats.iter();
-        beats.map(|(instance, (count, _))| Beat { instance: *instance, count: *count }).collect()
-    }
-
-    pub(super) fn claim(&mut self, context: &mut Context, claim: &Claim) -> bool {
-        if !self.is_dead(&claim.dead) {
-            return false;
-        }
-        let session = self.sessions.get_mut(&claim.session);
-        let stream = session.and_then(|session| session.streams.get_mut(&claim.stream));
-        let theirs =
-            |stream: &&mut Stream| stream.end.is_none() && stream.owner == Some(claim.dead.instance);
-        let Some(stream) = stream.filter(theirs) else {
-            return false;
-        };
-        stream.lose_owner(context.now + claim.finished_ttl);
-        let holder = stream.holder.map(|holder| holder.instance);
-        context.wake(holder, &claim.session, Target::Stream(claim.stream.clone()));
-        true
-    }
-
-    /// What has expired is gone already; here the dead lose what they had.
-    pub(super) fn sweep(
-        &mut self,
-        context: &mut Context,
-        budget: usize,
-        dead: &[Dead],
-        finished_ttl: Duration,
-    ) -> Swept {
-        let dead: Vec<_> = dead.iter().filter(|dead| self.is_dead(dead)).collect();
-        let is_dead = |owner| dead.iter().any(|dead| dead.instance == owner);
-        let mut removed = 0;
-        for (key, session) in &mut self.sessions {
-            for (id, stream) in &mut session.streams {
-                if stream.end.is_none() && stream.owner.is_some_and(is_dead) && removed < budget {
-                    stream.lose_owner(context.now + finished_ttl);
-                    let holder = stream.holder.map(|holder| holder.instance);
-                    context.wake(holder, key, Target::Stream(id.clone()));
-                    removed += 1;
-                }
-            }
-            for request in session.requests.values_mut() {
-                if request.is_pending() && is_dead(request.owner) && removed < budget {
-                    request.end_as(context.now, OutcomeKind::OwnerLost, Bytes::new(), None);
-                    removed += 1;
-                }
-            }
-        }
-        let more = removed >= budget;
-        Swept { removed, more }
-    }
-
     pub(super) fn stats(&self) -> [u64; 5] {
-        let streams = || self.sessions.values().flat_map(|session| session.streams.values());
+        let streams = || {
+            self.sessions
+                .values()
+                .flat_map(|session| session.streams.values())
+        };
         [
             self.sessions.len() as u64,
             streams().count() as u64,
             streams().map(Stream::events).sum(),
             streams().map(Stream::bytes).sum(),
-            self.sessions.values().map(|session| session.pending() as u64).sum(),
+            self.sessions
+                .values()
+                .map(|session| session.pending() as u64)
+                .sum(),
         ]
     }
 }

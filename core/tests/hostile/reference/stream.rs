@@ -68,7 +68,10 @@ impl Stream {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.events.iter().map(|event| event.data.len() as u64).sum()
+        self.events
+            .iter()
+            .map(|event| event.data.len() as u64)
+            .sum()
     }
 
     pub(super) fn events(&self) -> u64 {
