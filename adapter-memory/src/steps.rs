@@ -97,6 +97,9 @@ impl Entry<'_> {
                     live.count(change, self.totals);
                     position
                 } else {
+                    if matches!(append.place, Place::Owned { .. }) {
+                        stream.raise_top(position);
+                    }
                     stream.top()
                 }
             }

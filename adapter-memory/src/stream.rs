@@ -131,6 +131,12 @@ impl Stream {
         self.cancelled = true;
     }
 
+    /// The writer has written up to here, as it knows; what is missing shows as
+    /// a gap.
+    pub(crate) fn raise_top(&mut self, position: Position) {
+        self.top = self.top.max(position);
+    }
+
     pub(crate) fn finish(&mut self, end: StreamEnd) {
         self.end = Some(end);
     }

@@ -77,6 +77,22 @@ fn a_stream_can_be_finished_without_an_event() {
 }
 
 #[test]
+fn a_finish_tells_of_events_that_never_came() {
+    let (store, session) = stream();
+    append(&store, &owned(session, "s", at(1, 1), "one"));
+    let finish = Append {
+        event: None,
+        finish: Some(KEPT),
+        ..owned(session, "s", at(1, 3), "")
+    };
+    for _ in 0..2 {
+        assert_eq!(stored_at(append(&store, &finish)), at(1, 3));
+    }
+    assert_eq!(state(&store, session, "s").top, at(1, 3));
+    assert_eq!(text(&events(&store, session, "s")), ["one"]);
+}
+
+#[test]
 fn an_owner_can_abandon_its_stream() {
     let (store, session) = stream();
     append(&store, &owned(session, "s", at(1, 1), "one"));

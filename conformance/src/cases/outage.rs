@@ -212,9 +212,10 @@ pub(crate) async fn a_result_goes_to_its_socket_without_an_id(fleet: Fleet) -> V
     // A try that was under way when it was given up may not come through now.
     sleep(fleet.limits().catch_up() * 5).await;
     a.link().mend();
-    // Nothing stays open for ever.
+    // Nothing stays open for ever, and the result that is missing shows.
     let mut tail = b.tail(&id, TailFrom::After(first)).await?;
-    claim_eq!(tail.until_end(fleet.patience()).await?, ["end: OwnerLost"]);
+    let items = tail.until_end(fleet.patience()).await?;
+    claim_eq!(items, ["gap", "end: OwnerLost"]);
     Ok(())
 }
 

@@ -57,8 +57,9 @@ pub struct Append {
     pub stream: StreamId,
     /// Where it goes.
     pub place: Place,
-    /// The event; `None` only finishes the stream, and of the position the
-    /// epoch alone counts. Where the stream is finished it is a repeat.
+    /// The event; `None` only finishes the stream. Its position is the last that
+    /// the writer knows of: one above the top becomes the top, so that what was
+    /// lost before it shows. Where the stream is finished it is a repeat.
     pub event: Option<NewEvent>,
     /// Finishes the stream in the same write, and keeps it for so long.
     pub finish: Option<Duration>,

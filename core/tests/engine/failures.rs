@@ -58,7 +58,7 @@ async fn a_result_that_cannot_be_stored_goes_to_its_socket_without_an_id() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     a.link.mend();
     let mut tail = b.engine.tail(&id, start_of(&stream)).await.unwrap();
-    assert_eq!(all(&mut tail).await, ["OwnerLost"]);
+    assert_eq!(all(&mut tail).await, ["gap", "OwnerLost"]);
 }
 
 #[tokio::test(start_paused = true)]

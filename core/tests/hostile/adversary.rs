@@ -24,7 +24,13 @@ pub(crate) struct Exposure {
     pub(crate) losses: bool,
     /// No wake-up arrives at all.
     pub(crate) silence: bool,
+    /// Of all faults there are stalls only: then whoever stands still is held
+    /// dead, and thaws.
+    pub(crate) stalls_only: bool,
 }
+
+/// The first number of a stall.
+const STALL: u64 = 7;
 
 pub(crate) struct Adversary {
     pub(crate) fleet: Arc<Fleet>,
@@ -81,7 +87,12 @@ impl Adversary {
             if !self.exposure.faults {
                 continue;
             }
-            match self.rng.below(20) {
+            let fault = self.rng.below(20);
+            match if self.exposure.stalls_only {
+                STALL
+            } else {
+                fault
+            } {
                 0..=3 => {
                     let mut weather = stormy(&mut self.rng);
                     if self.exposure.silence {
@@ -95,7 +106,7 @@ impl Adversary {
                     *self.fleet.world.weather.lock() = Weather::default();
                 }
                 6 => self.cut(),
-                7..=11 => self.stall().await,
+                STALL..=11 => self.stall().await,
                 12 => self.deafen(),
                 13 => self.outage().await,
                 14 => self.jump().await,

@@ -15,6 +15,7 @@ const ROUGH: Exposure = Exposure {
     deaths: false,
     losses: false,
     silence: false,
+    stalls_only: false,
 };
 
 /// The first seed found that shows one of `rules` broken.
@@ -59,8 +60,12 @@ fn without_fencing_a_thawed_owner_is_noticed() {
         no_fencing: true,
         ..Defects::default()
     };
+    let exposure = Exposure {
+        stalls_only: true,
+        ..ROUGH
+    };
     let rules = ["nothing after the end", "one end"];
-    caught("fencing off", 0..100, &rules, with(defects, ROUGH));
+    caught("fencing off", 0..300, &rules, with(defects, exposure));
 }
 
 #[test]
@@ -104,5 +109,5 @@ fn without_tombstones_a_session_that_comes_back_is_noticed() {
         ..Defects::default()
     };
     let rules = ["a deleted session never comes back"];
-    caught("tombstones off", 0..400, &rules, with(defects, ROUGH));
+    caught("tombstones off", 0..1000, &rules, with(defects, ROUGH));
 }

@@ -55,6 +55,7 @@ impl Plan {
                 deaths: rng.chance(600),
                 losses: kind >= 5,
                 silence: rng.chance(100),
+                stalls_only: rng.chance(120),
             },
             no_catch_up: false,
         }

@@ -168,7 +168,7 @@ pub(crate) fn number_in(data: &[u8], letter: char) -> Option<No> {
     text.strip_prefix(letter)?.split(' ').next()?.parse().ok()
 }
 
-/// Up to three quarters of a day are nothing to a paused clock.
+/// Lets virtual time pass.
 pub(crate) async fn pause(rng: &mut Rng, low: u64, high: u64) {
     tokio::time::sleep(rng.millis(low, high)).await;
 }

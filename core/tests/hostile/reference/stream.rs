@@ -122,6 +122,9 @@ impl Stream {
                 if append.event.is_some() {
                     position
                 } else {
+                    // What the writer has written beyond the top is lost: so
+                    // its readers see that something is missing at the end.
+                    self.top = self.top.max(position);
                     self.top
                 }
             }
