@@ -144,7 +144,8 @@ impl Stream {
     /// A new epoch, so that whatever its thawed owner writes is behind it.
     pub(crate) fn lose_owner(&mut self) {
         self.end = Some(StreamEnd::OwnerLost);
-        self.top = Position::new(self.top.epoch.saturating_add(1), 0);
+        // Writers begin with epoch 1, whether they have written or not.
+        self.top = Position::new(self.top.epoch.max(1).saturating_add(1), 0);
     }
 
     pub(crate) fn admit(&self, append: &Append) -> Admission {

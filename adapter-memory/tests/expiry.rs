@@ -316,7 +316,7 @@ async fn the_dead_are_swept_and_the_living_are_not() {
     assert_eq!(sweep_all(&store, 50, &a_is_dead), 0);
     for number in 0..200 {
         let [a, b] = ["a", "b"].map(|stream| state(&store, key(number), stream));
-        assert_eq!((a.end, a.top), (Some(StreamEnd::OwnerLost), at(1, 0)));
+        assert_eq!((a.end, a.top), (Some(StreamEnd::OwnerLost), at(2, 0)));
         assert_eq!(b.end, None);
         let lost = RequestState::Ended(OutcomeKind::OwnerLost, Bytes::new());
         assert_eq!(outcome(&store, key(number), 1, None), lost);

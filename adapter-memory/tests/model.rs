@@ -281,7 +281,7 @@ impl Run {
         assert_eq!(claimed, usize::from(stream.is_some()));
         if let Some(stream) = stream {
             stream.end = Some((StreamEnd::OwnerLost, Instant::now() + KEPT));
-            stream.top = at(stream.top.epoch + 1, 0);
+            stream.top = at(stream.top.epoch.max(1) + 1, 0);
         }
     }
 

@@ -248,7 +248,8 @@ pub enum Held {
     NoSession,
 }
 
-/// The end of a dead owner's stream, in a new epoch (clause F3).
+/// The end of a dead owner's stream, in a new epoch (clause F3): at least 2, for
+/// writers begin with 1 whether they have written or not.
 #[derive(Debug, Clone)]
 pub struct Claim {
     /// The session.

@@ -91,7 +91,8 @@ impl Stream {
     pub(super) fn lose_owner(&mut self, expires: Instant) {
         self.end = Some(StreamEnd::OwnerLost);
         self.expires = Some(expires);
-        self.top = Position::new(self.top.epoch + 1, 0);
+        // Writers begin with epoch 1, whether they have written or not.
+        self.top = Position::new(self.top.epoch.max(1) + 1, 0);
     }
 
     /// `born`: the generation in which its session was created.
