@@ -15,6 +15,7 @@ use mcp_adapter_core::{
 };
 
 use super::Link;
+use crate::storage::storage_steps;
 
 /// A [`Storage`] behind a [`Link`]: its steps wait, fail and lose their replies
 /// as the link says, and its wake-ups do not arrive. The engine drives it as a
@@ -78,23 +79,4 @@ macro_rules! steps {
     };
 }
 
-steps! {
-    attach(me: InstanceId) -> Generation;
-    create(session: &NewSession) -> bool;
-    enter(session: &SessionKey, principal: &PrincipalKey, open: Option<&OpenStream>) -> Entered;
-    update(session: &SessionKey, revision: u64, record: Bytes) -> Updated;
-    delete(session: &SessionKey, principal: &PrincipalKey) -> Option<Vec<InstanceId>>;
-    append(batch: &[Append]) -> Vec<Appended>;
-    read(cursors: &[Cursor]) -> Vec<Read>;
-    hold(session: &SessionKey, stream: &StreamId, me: InstanceId, hold: Hold) -> Held;
-    shrink(session: &SessionKey, max_bytes: u64) -> u64;
-    put_requests(batch: &[PutRequest]) -> Vec<Put>;
-    settle(batch: &[Settle]) -> Vec<Settled>;
-    requests(keys: &[RequestKey]) -> Vec<RequestState>;
-    mark_cancel(session: &SessionKey, id: &RpcId) -> Option<Cancelled>;
-    heartbeat(me: Beat, ttl: Duration) -> Vec<Beat>;
-    claim(batch: &[Claim]) -> usize;
-    sweep(budget: usize, dead: &[Dead], finished_ttl: Duration) -> Swept;
-    stats() -> Stats;
-    knock(knocks: &[(Door, Knock)]) -> ();
-}
+storage_steps!(steps);

@@ -89,6 +89,34 @@ impl fmt::Debug for AnyStorage {
     }
 }
 
+/// Hands all steps of the seam that are plain calls to a macro that writes a
+/// wrapper of them.
+macro_rules! storage_steps {
+    ($wrapper:ident) => {
+        $wrapper! {
+            attach(me: InstanceId) -> Generation;
+            create(session: &NewSession) -> bool;
+            enter(session: &SessionKey, principal: &PrincipalKey, open: Option<&OpenStream>) -> Entered;
+            update(session: &SessionKey, revision: u64, record: Bytes) -> Updated;
+            delete(session: &SessionKey, principal: &PrincipalKey) -> Option<Vec<InstanceId>>;
+            append(batch: &[Append]) -> Vec<Appended>;
+            read(cursors: &[Cursor]) -> Vec<Read>;
+            hold(session: &SessionKey, stream: &StreamId, me: InstanceId, hold: Hold) -> Held;
+            shrink(session: &SessionKey, max_bytes: u64) -> u64;
+            put_requests(batch: &[PutRequest]) -> Vec<Put>;
+            settle(batch: &[Settle]) -> Vec<Settled>;
+            requests(keys: &[RequestKey]) -> Vec<RequestState>;
+            mark_cancel(session: &SessionKey, id: &RpcId) -> Option<Cancelled>;
+            heartbeat(me: Beat, ttl: Duration) -> Vec<Beat>;
+            claim(batch: &[Claim]) -> usize;
+            sweep(budget: usize, dead: &[Dead], finished_ttl: Duration) -> Swept;
+            stats() -> Stats;
+            knock(knocks: &[(Door, Knock)]) -> ();
+        }
+    };
+}
+pub(crate) use storage_steps;
+
 macro_rules! forward {
     ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)+) => {
         #[async_trait]
@@ -108,23 +136,4 @@ macro_rules! forward {
     };
 }
 
-forward! {
-    attach(me: InstanceId) -> Generation;
-    create(session: &NewSession) -> bool;
-    enter(session: &SessionKey, principal: &PrincipalKey, open: Option<&OpenStream>) -> Entered;
-    update(session: &SessionKey, revision: u64, record: Bytes) -> Updated;
-    delete(session: &SessionKey, principal: &PrincipalKey) -> Option<Vec<InstanceId>>;
-    append(batch: &[Append]) -> Vec<Appended>;
-    read(cursors: &[Cursor]) -> Vec<Read>;
-    hold(session: &SessionKey, stream: &StreamId, me: InstanceId, hold: Hold) -> Held;
-    shrink(session: &SessionKey, max_bytes: u64) -> u64;
-    put_requests(batch: &[PutRequest]) -> Vec<Put>;
-    settle(batch: &[Settle]) -> Vec<Settled>;
-    requests(keys: &[RequestKey]) -> Vec<RequestState>;
-    mark_cancel(session: &SessionKey, id: &RpcId) -> Option<Cancelled>;
-    heartbeat(me: Beat, ttl: Duration) -> Vec<Beat>;
-    claim(batch: &[Claim]) -> usize;
-    sweep(budget: usize, dead: &[Dead], finished_ttl: Duration) -> Swept;
-    stats() -> Stats;
-    knock(knocks: &[(Door, Knock)]) -> ();
-}
+storage_steps!(forward);

@@ -566,13 +566,4 @@ impl Interests {
         }
         all
     }
-
-    pub(super) fn all_owned(&self) -> Vec<Arc<Owned>> {
-        let owned = |shard: &Mutex<HashMap<SessionKey, OfSession>>| {
-            let shard = shard.lock();
-            let all = shard.values().flat_map(|of| of.owned.iter().cloned());
-            all.collect::<Vec<_>>()
-        };
-        self.shards.iter().flat_map(owned).collect()
-    }
 }

@@ -69,7 +69,7 @@ impl<S: Storage> Shared<S> {
         let former = self.generation.lock().replace(generation.clone());
         if former.is_some_and(|former| former != generation) {
             tracing::warn!("the backend came back with another history; writers open a new epoch");
-            for owned in self.interests.all_owned() {
+            for owned in self.interests.snapshot(Duration::MAX).owned {
                 owned.state.lock().open_epoch();
             }
         }

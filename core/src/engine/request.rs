@@ -240,11 +240,8 @@ impl<S: Storage> Shared<S> {
         }
         let settled = self.settle(settle).await?;
         if settled == Settled::Won {
-            for wait in self.interests.waits(&session) {
-                if wait.id == *id {
-                    wait.wake();
-                }
-            }
+            // No writer is told: a request's target names none.
+            self.interests.wake(&session, &Target::Request(id.clone()));
         }
         Ok(settled)
     }

@@ -429,26 +429,23 @@ impl<S: Storage> Shared<S> {
 
     /// Takes the stream from whoever holds it elsewhere and lets go of it.
     async fn displace(self: &Arc<Self>, owned: &Owned) {
-        let hold = |hold| {
-            self.step("hold", move |storage| {
-                storage.hold(&owned.session, &owned.stream, self.me, hold)
-            })
-        };
+        let (session, stream) = (owned.session, &owned.stream);
         if let Ok(Held::Done {
             number,
             former,
             state,
             ..
-        }) = hold(Hold::Take).await
+        }) = self.hold(&session, stream, Hold::Take).await
         {
             if let Some(former) = former {
-                self.wake(former, owned.session, Target::Stream(owned.stream.clone()));
+                self.wake(former, session, Target::Stream(stream.clone()));
             }
             let release = Hold::Release {
                 number,
                 cursor: state.top,
             };
-            let _ = hold(release).await;
+            // Lost, it costs little: whoever wants the stream takes it.
+            let _ = self.hold(&session, stream, release).await;
         }
     }
 }
