@@ -19,6 +19,9 @@ enum Adapter {
 struct Arguments {
     /// Whose gates.
     adapter: Adapter,
+    /// Only these gates, by name: `M1`, `M2` (with `M2b`), `H1`.
+    #[arg(long = "gate", value_name = "GATE", value_parser = ["M1", "M2", "H1"])]
+    gates: Vec<String>,
     /// Interleaved rounds per gate.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(5..))]
     rounds: u16,
@@ -30,14 +33,26 @@ struct Arguments {
     out: PathBuf,
 }
 
+impl Arguments {
+    fn wants(&self, gate: &str) -> bool {
+        self.gates.is_empty() || self.gates.iter().any(|wanted| wanted == gate)
+    }
+}
+
 async fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
     let machine = gate::Machine::measure()?;
     let mut gates = Vec::new();
     match arguments.adapter {
         Adapter::Memory => {
-            gates.push(memory::m1(arguments.rounds.into()).await?);
-            gates.extend(memory::m2(arguments.sessions).await?);
-            gates.extend(http::h1(arguments.rounds.into()).await?);
+            if arguments.wants("M1") {
+                gates.push(memory::m1(arguments.rounds.into()).await?);
+            }
+            if arguments.wants("M2") {
+                gates.extend(memory::m2(arguments.sessions).await?);
+            }
+            if arguments.wants("H1") {
+                gates.extend(http::h1(arguments.rounds.into()).await?);
+            }
         }
     }
     for gate in &gates {
