@@ -14,7 +14,6 @@ use super::{
 use crate::{
     error::{Applied, Error, ErrorKind},
     id::{Position, SessionKey, StreamId},
-    session::EndReason,
     storage::{Append, Appended, Cursor, Entered, OpenStream, Place, Read, Storage, StreamEnd},
 };
 
@@ -141,8 +140,7 @@ impl<S: Storage> Shared<S> {
             && let Some(local) = owned.state.lock().local.take()
         {
             metrics::counter!("mcp_adapter_results_unstored_total").increment(1);
-            local.pass_unstored(position, event.data.clone());
-            local.finish(EndReason::Finished);
+            drop(local.pass_unstored(position, event.data.clone()));
         }
     }
 

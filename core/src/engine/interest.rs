@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
@@ -152,7 +153,6 @@ pub(super) struct Follow {
     pub(super) session: SessionKey,
     pub(super) stream: StreamId,
     inner: Mutex<FollowInner>,
-    changed: Notify,
 }
 
 struct FollowInner {
@@ -169,6 +169,8 @@ struct FollowInner {
     number: u64,
     /// When the stream's owner was asked last whether it still writes it.
     asked: Instant,
+    /// Set where the follower found nothing to do; every change takes it.
+    waker: Option<Waker>,
 }
 
 /// What a follower does next.
@@ -192,6 +194,57 @@ impl FollowInner {
         self.finish = None;
         self.dirty = true;
     }
+
+    fn push(&mut self, event: Passed) {
+        if self.dirty {
+            return;
+        }
+        if self.queue.len() >= PASSED_EVENTS || self.bytes + event.data.len() > PASSED_BYTES {
+            self.read_instead();
+        } else {
+            self.bytes += event.data.len();
+            self.queue.push_back(event);
+        }
+    }
+
+    /// The last position that the follower knows or has queued.
+    fn known(&self) -> Position {
+        self.queue.back().map_or(self.seen, |last| last.position)
+    }
+
+    fn take(&mut self) -> Option<Step> {
+        if let Some(why) = self.end {
+            return Some(Step::End(why));
+        }
+        if let Some(event) = self.queue.pop_front() {
+            self.bytes -= event.data.len();
+            // Where it does not continue the stream, the follower reads.
+            self.seen = self.seen.max(event.position);
+            return Some(Step::Passed(event));
+        }
+        if let Some((position, data)) = self.unstored.take() {
+            return Some(Step::Unstored(position, data));
+        }
+        // Cleared before the read: a knock that comes during the read asks for
+        // another one.
+        if std::mem::take(&mut self.dirty) {
+            return Some(Step::Read);
+        }
+        self.finish.take().map(Step::End)
+    }
+}
+
+/// Wakes a follower when it is dropped, which must be after all locks are
+/// released: a waker is foreign code.
+#[must_use = "the follower is woken when this is dropped"]
+pub(super) struct Wakes(Option<Waker>);
+
+impl Drop for Wakes {
+    fn drop(&mut self) {
+        if let Some(waker) = self.0.take() {
+            waker.wake();
+        }
+    }
 }
 
 impl Follow {
@@ -214,43 +267,64 @@ impl Follow {
                 seen: Position::START,
                 number,
                 asked: Instant::now(),
+                waker: None,
             }),
-            changed: Notify::new(),
         })
     }
 
-    /// Hands an event over. A follower that is slow loses the queue, not the
-    /// event: it reads (clause F4).
-    pub(super) fn pass(&self, event: Passed) {
+    fn change(&self, change: impl FnOnce(&mut FollowInner)) -> Wakes {
         let mut inner = self.inner.lock();
-        if !inner.dirty {
-            if inner.queue.len() >= PASSED_EVENTS || inner.bytes + event.data.len() > PASSED_BYTES {
-                inner.read_instead();
-            } else {
-                inner.bytes += event.data.len();
-                inner.queue.push_back(event);
-            }
-        }
-        drop(inner);
-        self.changed.notify_one();
+        change(&mut inner);
+        Wakes(inner.waker.take())
     }
 
-    /// Hands a result over that is to be stored at `position`, if at all.
-    pub(super) fn pass_unstored(&self, position: Position, data: Bytes) {
-        self.inner.lock().unstored = Some((position, data));
-        self.changed.notify_one();
+    /// Hands over what is stored up to `position`, or will be: an event, the end
+    /// of the stream, or both. A follower that is slow loses the queue, not the
+    /// event: it reads (clause F4).
+    pub(super) fn pass(
+        &self,
+        position: Position,
+        event: Option<Passed>,
+        end: Option<EndReason>,
+    ) -> Wakes {
+        self.change(|inner| {
+            match event {
+                Some(event) => inner.push(event),
+                // An end must not overtake an event that was not passed.
+                None => inner.dirty |= position > inner.known(),
+            }
+            if end.is_some() && !inner.dirty {
+                inner.finish = end;
+            }
+        })
+    }
+
+    /// Hands the result over that ends the stream, and is to be stored at
+    /// `position`, if at all.
+    pub(super) fn pass_unstored(&self, position: Position, data: Bytes) -> Wakes {
+        self.change(|inner| {
+            inner.unstored = Some((position, data));
+            if !inner.dirty {
+                inner.finish = Some(EndReason::Finished);
+            }
+        })
     }
 
     /// There may be something to read.
     pub(super) fn wake(&self) {
-        self.inner.lock().dirty = true;
-        self.changed.notify_one();
+        drop(self.dirty());
+    }
+
+    /// [`wake`](Self::wake), for callers that have a lock.
+    pub(super) fn dirty(&self) -> Wakes {
+        self.change(|inner| inner.dirty = true)
     }
 
     /// Ends the tail; what it was not given yet is not lost, it is in the log.
     pub(super) fn end(&self, why: EndReason) {
-        self.inner.lock().end.get_or_insert(why);
-        self.changed.notify_one();
+        drop(self.change(|inner| {
+            inner.end.get_or_insert(why);
+        }));
     }
 
     pub(super) fn number(&self) -> u64 {
@@ -277,29 +351,20 @@ impl Follow {
 
     /// Whether a stream whose top is `top` has something new.
     pub(super) fn is_behind(&self, top: Position) -> bool {
-        let inner = self.inner.lock();
-        let seen = inner.queue.back().map_or(inner.seen, |last| last.position);
-        top > seen
+        top > self.inner.lock().known()
     }
 
-    pub(super) fn take(&self) -> Option<Step> {
+    /// What is to be done next; it belongs to one task, the last that asked.
+    pub(super) fn poll_take(&self, context: &Context<'_>) -> Poll<Step> {
         let mut inner = self.inner.lock();
-        if let Some(why) = inner.end {
-            return Some(Step::End(why));
+        if let Some(step) = inner.take() {
+            return Poll::Ready(step);
         }
-        if let Some(event) = inner.queue.pop_front() {
-            inner.bytes -= event.data.len();
-            return Some(Step::Passed(event));
+        match &mut inner.waker {
+            Some(waker) => waker.clone_from(context.waker()),
+            waker => *waker = Some(context.waker().clone()),
         }
-        if let Some((position, data)) = inner.unstored.take() {
-            return Some(Step::Unstored(position, data));
-        }
-        // Cleared before the read: a knock that comes during the read asks for
-        // another one.
-        if std::mem::take(&mut inner.dirty) {
-            return Some(Step::Read);
-        }
-        inner.finish.take().map(Step::End)
+        Poll::Pending
     }
 
     /// The queue does not continue what was yielded.
@@ -307,26 +372,10 @@ impl Follow {
         self.inner.lock().read_instead();
     }
 
-    /// The stream ends with what was passed last.
-    pub(super) fn finish(&self, why: EndReason) {
-        let mut inner = self.inner.lock();
-        if !inner.dirty {
-            inner.finish = Some(why);
-        }
-        drop(inner);
-        self.changed.notify_one();
-    }
-
     /// The event at `position` is stored: if it was passed and dropped since,
     /// it can be read now.
-    pub(super) fn stored(&self, position: Position) {
-        if self.is_behind(position) {
-            self.wake();
-        }
-    }
-
-    pub(super) async fn changed(&self) {
-        self.changed.notified().await;
+    pub(super) fn stored(&self, position: Position) -> Wakes {
+        self.change(|inner| inner.dirty |= position > inner.known())
     }
 }
 

@@ -1,8 +1,13 @@
 //! Following a stream: register, read, follow.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, Stream, future::BoxFuture};
 use tokio::time::Instant;
 
 use super::{
@@ -98,21 +103,17 @@ impl Sequence {
         }
     }
 
-    /// An event that came without a read; `false` where it does not continue
-    /// what is there.
-    fn passed(&mut self, event: Passed) -> bool {
-        if event.position <= self.cursor {
-            return true;
-        }
+    /// An event that came without a read, where it is the very next one and
+    /// nothing is in `out`.
+    fn passed(&mut self, event: Passed) -> Option<TailEvent> {
         if !event.position.follows(event.prev, self.cursor) {
-            return false;
+            return None;
         }
-        self.event(StoredEvent {
-            position: event.position,
-            prev: event.prev,
-            data: Some(event.data),
-        });
-        true
+        self.cursor = event.position;
+        Some(TailEvent::Event {
+            id: EventId::new(self.stream.clone(), event.position),
+            data: event.data,
+        })
     }
 }
 
@@ -125,7 +126,7 @@ pub(super) fn start<S: Storage>(
     holding: bool,
 ) -> Tail {
     follow.saw(cursor);
-    let tailer = Tailer {
+    let follower = Follower {
         shared: Arc::clone(shared),
         sequence: Sequence::new(follow.stream.clone(), cursor),
         follow,
@@ -133,16 +134,50 @@ pub(super) fn start<S: Storage>(
         ended: false,
         after: None,
     };
-    Tail::new(
-        futures::stream::unfold(tailer, |mut tailer| async move {
-            let event = tailer.next().await?;
-            Some((event, tailer))
-        })
-        .boxed(),
-    )
+    Tail::new(Box::pin(Tailer::Idle(Box::new(follower))))
 }
 
-struct Tailer<S: Storage> {
+/// A follower, and what it does when there is more to do than to hand on what
+/// was passed to it.
+enum Tailer<S: Storage> {
+    Idle(Box<Follower<S>>),
+    Busy(BoxFuture<'static, Box<Follower<S>>>),
+    Over,
+}
+
+impl<S: Storage> Stream for Tailer<S> {
+    type Item = TailEvent;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            match this {
+                Self::Idle(follower) => match ready!(follower.poll_next(context)) {
+                    Some(Next::Event(event)) => return Poll::Ready(Some(event)),
+                    Some(Next::Look) => {
+                        if let Self::Idle(follower) = std::mem::replace(this, Self::Over) {
+                            *this = Self::Busy(follower.look().boxed());
+                        }
+                    }
+                    None => return Poll::Ready(None),
+                },
+                Self::Busy(look) => *this = Self::Idle(ready!(look.as_mut().poll(context))),
+                Self::Over => return Poll::Ready(None),
+            }
+        }
+    }
+}
+
+enum Next {
+    Event(TailEvent),
+    /// The backend is to be asked.
+    Look,
+}
+
+struct Follower<S: Storage> {
     shared: Arc<Shared<S>>,
     follow: Arc<Follow>,
     sequence: Sequence,
@@ -153,38 +188,47 @@ struct Tailer<S: Storage> {
     ended: bool,
 }
 
-impl<S: Storage> Tailer<S> {
-    async fn next(&mut self) -> Option<TailEvent> {
+impl<S: Storage> Follower<S> {
+    /// `None` after the end.
+    fn poll_next(&mut self, context: &Context<'_>) -> Poll<Option<Next>> {
         while !self.ended {
             if let Some(event) = self.sequence.out.pop_front() {
-                self.follow.saw(self.sequence.cursor);
-                return Some(event);
+                return Poll::Ready(Some(Next::Event(event)));
             }
             if let Some(why) = self.after {
                 self.ended = true;
-                return Some(TailEvent::End(why));
+                return Poll::Ready(Some(Next::Event(TailEvent::End(why))));
             }
-            match self.follow.take() {
-                Some(Step::End(why)) => self.after = Some(why),
+            match ready!(self.follow.poll_take(context)) {
+                Step::End(why) => self.after = Some(why),
                 // It was stored after all, and was read.
-                Some(Step::Unstored(position, _)) if position <= self.sequence.cursor => {
+                Step::Unstored(position, _) if position <= self.sequence.cursor => {
                     self.follow.wake();
                 }
-                Some(Step::Unstored(_, data)) => {
+                Step::Unstored(_, data) => {
                     self.after = Some(EndReason::Finished);
-                    return Some(TailEvent::Unstored { data });
+                    let unstored = TailEvent::Unstored { data };
+                    return Poll::Ready(Some(Next::Event(unstored)));
                 }
-                Some(_) if !self.holding => self.promote().await,
-                Some(Step::Passed(event)) => {
-                    if !self.sequence.passed(event) {
-                        self.follow.drop_queue();
-                    }
-                }
-                Some(Step::Read) => self.read().await,
-                None => self.follow.changed().await,
+                _ if !self.holding => return Poll::Ready(Some(Next::Look)),
+                Step::Passed(event) if event.position <= self.sequence.cursor => {}
+                Step::Passed(event) => match self.sequence.passed(event) {
+                    Some(event) => return Poll::Ready(Some(Next::Event(event))),
+                    None => self.follow.drop_queue(),
+                },
+                Step::Read => return Poll::Ready(Some(Next::Look)),
             }
         }
-        None
+        Poll::Ready(None)
+    }
+
+    async fn look(mut self: Box<Self>) -> Box<Self> {
+        if self.holding {
+            self.read().await;
+        } else {
+            self.promote().await;
+        }
+        self
     }
 
     async fn read(&mut self) {
@@ -211,6 +255,7 @@ impl<S: Storage> Tailer<S> {
                 }
                 let last = events.is_empty();
                 self.sequence.page(events, &state);
+                self.follow.saw(self.sequence.cursor);
                 if !last {
                     // There may be more, and the end is told by an empty page.
                     self.follow.wake();
@@ -294,7 +339,7 @@ impl<S: Storage> Tailer<S> {
     }
 }
 
-impl<S: Storage> Drop for Tailer<S> {
+impl<S: Storage> Drop for Follower<S> {
     fn drop(&mut self) {
         if !self.holding {
             self.shared.interests.remove_follow(&self.follow);

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Shared, inline,
-    interest::{Follow, Owned, OwnedState, Passed},
+    interest::{Follow, Owned, OwnedState, Passed, Wakes},
     only,
     retry::within,
     tail,
@@ -224,10 +224,12 @@ impl<S: Storage> Shared<S> {
         let lane = self.append_lane(&owned.session, &owned.stream);
         match lane.push(operation, pending, size) {
             Ok(answer) => {
-                if let (Some(append), Some(local)) = (passing, &state.local) {
-                    pass(local, &append, position);
-                }
+                let wakes = match (&passing, &state.local) {
+                    (Some(append), Some(local)) => Some(pass(local, append, position)),
+                    _ => None,
+                };
                 drop(state);
+                drop(wakes);
                 answered(operation, answer, deadline)
             }
             Err(error) => {
@@ -320,17 +322,15 @@ impl<S: Storage> Shared<S> {
                 match writer {
                     Some((owned, mut state)) => {
                         state.remote = remote;
-                        let local = state.local.clone();
+                        // Under the lock: a follower is passed events in their
+                        // order.
+                        let wakes = state.local.as_ref().map(|local| match (passed, finished) {
+                            (false, _) => pass(local, append, position),
+                            (true, false) => local.stored(position),
+                            (true, true) => local.dirty(),
+                        });
                         drop(state);
-                        if let Some(local) = local {
-                            if passed && finished {
-                                local.wake();
-                            } else if passed {
-                                local.stored(position);
-                            } else {
-                                pass(&local, append, position);
-                            }
-                        }
+                        drop(wakes);
                         if finished {
                             self.interests.remove_owned(owned);
                         }
@@ -344,7 +344,7 @@ impl<S: Storage> Shared<S> {
                             if position.seq == 1 {
                                 follow.wake();
                             } else {
-                                pass(&follow, append, position);
+                                drop(pass(&follow, append, position));
                             }
                         }
                     }
@@ -450,22 +450,14 @@ impl<S: Storage> Shared<S> {
     }
 }
 
-fn pass(follow: &Follow, append: &Append, position: Position) {
-    if let Some(event) = &append.event {
-        follow.pass(Passed {
-            position,
-            prev: event.prev,
-            data: event.data.clone(),
-        });
-    }
-    if append.finish.is_some() {
-        // An end without an event must not overtake one that was not passed.
-        if append.event.is_none() && follow.is_behind(position) {
-            follow.wake();
-        } else {
-            follow.finish(tail::end_reason(append.end));
-        }
-    }
+fn pass(follow: &Follow, append: &Append, position: Position) -> Wakes {
+    let event = append.event.as_ref().map(|event| Passed {
+        position,
+        prev: event.prev,
+        data: event.data.clone(),
+    });
+    let end = append.finish.map(|_| tail::end_reason(append.end));
+    follow.pass(position, event, end)
 }
 
 fn answered(
