@@ -103,6 +103,17 @@ impl MemoryStorage {
         Some(step(&mut entry))
     }
 
+    fn append_one(&self, append: &Append) -> Appended {
+        let appended = self
+            .step(&append.session, |entry| entry.append(append))
+            .unwrap_or(Appended::NoSession);
+        if let (Appended::Stored { .. }, Some(holder)) = (appended, append.wake) {
+            let target = Target::Stream(append.stream.clone());
+            self.wake(holder, append.session, target);
+        }
+        appended
+    }
+
     fn wake(&self, instance: InstanceId, session: SessionKey, target: Target) {
         let knock = Knock::Wake(session, target);
         self.0.doors.knock(Door::Of(instance), knock);
@@ -183,17 +194,11 @@ impl Storage for MemoryStorage {
     }
 
     async fn append(&self, batch: &[Append]) -> Result<Vec<Appended>> {
-        let one = |append: &Append| {
-            let appended = self
-                .step(&append.session, |entry| entry.append(append))
-                .unwrap_or(Appended::NoSession);
-            if let (Appended::Stored { .. }, Some(holder)) = (appended, append.wake) {
-                let target = Target::Stream(append.stream.clone());
-                self.wake(holder, append.session, target);
-            }
-            appended
-        };
-        Ok(batch.iter().map(one).collect())
+        Ok(batch.iter().map(|append| self.append_one(append)).collect())
+    }
+
+    fn append_inline(&self, append: &Append) -> Result<Appended> {
+        Ok(self.append_one(append))
     }
 
     async fn read(&self, cursors: &[Cursor]) -> Result<Vec<Read>> {

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use mcp_adapter_core::{
-    Adapter, Answer, Cancelled, Channel, ClientRequestAdapter, Delivery, EventId, Health,
+    Ack, Adapter, Answer, Cancelled, Channel, ClientRequestAdapter, Delivery, EventId, Health,
     InstanceId, NewClientRequest, OutcomeKind, PendingRequest, Principal, Replay, Result,
     Revocation, RpcId, Session, SessionAdapter, SessionId, SessionRecord, Signal, SignalAdapter,
     Stats, StreamId, StreamWriter, Tail, TailEvent, TailFrom,
@@ -235,18 +235,12 @@ impl Writer {
     }
 
     /// Its place is fixed when this returns; the future tells its id.
-    pub(crate) fn append(
-        &self,
-        event: impl Into<Bytes>,
-    ) -> On<BoxFuture<'static, Result<EventId>>> {
+    pub(crate) fn append(&self, event: impl Into<Bytes>) -> On<Ack<EventId>> {
         let appending = self.writer.call(|writer| writer.append(event.into()));
         On::new(&self.node, appending)
     }
 
-    pub(crate) fn finish(
-        &self,
-        event: Option<&str>,
-    ) -> On<BoxFuture<'static, Result<Option<EventId>>>> {
+    pub(crate) fn finish(&self, event: Option<&str>) -> On<Ack<Option<EventId>>> {
         let event = event.map(|event| Bytes::copy_from_slice(event.as_bytes()));
         let finishing = self.writer.call(|writer| writer.finish(event));
         On::new(&self.node, finishing)

@@ -23,7 +23,7 @@ pub use request::{
     Answer, ClientRequestAdapter, Delivery, NewClientRequest, Outcome, OutcomeKind, PendingRequest,
 };
 pub use session::{
-    Cancelled, Count, EndReason, Entered, Replay, Revocation, Session, SessionAdapter,
+    Ack, Cancelled, Count, EndReason, Entered, Replay, Revocation, Session, SessionAdapter,
     SessionRecord, Stats, StreamWriter, Tail, TailEvent, TailFrom,
 };
 pub use signal::{Channel, Signal, SignalAdapter};

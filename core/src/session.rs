@@ -10,7 +10,11 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{Stream, future::BoxFuture, stream::BoxStream};
+use futures::{
+    FutureExt as _, Stream, TryFutureExt as _,
+    future::{self, BoxFuture, Either, Ready},
+    stream::BoxStream,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -277,6 +281,46 @@ pub enum Revocation {
     Fenced,
 }
 
+/// The answer to a write, which comes once the write is stored. Dropping it
+/// takes nothing back.
+#[must_use = "it tells whether the write was stored"]
+pub struct Ack<T>(Either<Ready<Result<T>>, BoxFuture<'static, Result<T>>>);
+
+impl<T> Ack<T> {
+    /// An answer that is there.
+    pub fn ready(answer: Result<T>) -> Self {
+        Self(Either::Left(future::ready(answer)))
+    }
+
+    /// An answer to wait for.
+    pub fn wait(answer: BoxFuture<'static, Result<T>>) -> Self {
+        Self(Either::Right(answer))
+    }
+}
+
+impl<T: Send + 'static> Ack<T> {
+    pub(crate) fn map<U>(self, map: impl FnOnce(T) -> U + Send + 'static) -> Ack<U> {
+        match self.0 {
+            Either::Left(ready) => Ack::ready(ready.into_inner().map(map)),
+            Either::Right(wait) => Ack::wait(wait.map_ok(map).boxed()),
+        }
+    }
+}
+
+impl<T> Future for Ack<T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context)
+    }
+}
+
+impl<T> fmt::Debug for Ack<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ack")
+    }
+}
+
 /// The only writer of a call's stream.
 ///
 /// Dropping it abandons the stream: it ends without a terminal event.
@@ -286,8 +330,7 @@ pub trait StreamWriter: fmt::Debug + Send + Sync {
     fn stream(&self) -> &StreamId;
 
     /// Appends an event. Its place in the stream is fixed when this returns;
-    /// the future gives the id once the event is stored, and dropping it takes
-    /// nothing back.
+    /// the answer is its id.
     ///
     /// # Errors
     /// [`TooLarge`](ErrorKind::TooLarge) and [`Overloaded`](ErrorKind::Overloaded)
@@ -295,14 +338,14 @@ pub trait StreamWriter: fmt::Debug + Send + Sync {
     /// (E6), [`Finished`](ErrorKind::Finished) (E8) and
     /// [`Fenced`](ErrorKind::Fenced) (E1) are final; the others tell by
     /// [`applied`](Error::applied) whether the event may be there.
-    fn append(&self, event: Bytes) -> BoxFuture<'static, Result<EventId>>;
+    fn append(&self, event: Bytes) -> Ack<EventId>;
 
     /// Appends the terminal event, if any, and finishes the stream, in one
     /// write (E8). Kept up for `max_outage` while the backend is away (F1).
     ///
     /// # Errors
     /// As [`append`](Self::append).
-    fn finish(&self, event: Option<Bytes>) -> BoxFuture<'static, Result<Option<EventId>>>;
+    fn finish(&self, event: Option<Bytes>) -> Ack<Option<EventId>>;
 
     /// The stream from its first event, for the socket of the request that
     /// opened it. It costs no call to the backend, and yields events before

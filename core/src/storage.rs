@@ -45,6 +45,7 @@ pub use self::{
 };
 use crate::{
     adapter::Capabilities,
+    engine::{inline, only},
     error::Result,
     id::{InstanceId, PrincipalKey, RpcId, SessionKey, StreamId},
     session::{Cancelled, Stats},
@@ -159,6 +160,17 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// Appends a batch, in order, each entry on its own merits (E1, E4, E6,
     /// E8); wakes [`Append::wake`] and slides the sessions' expiry (S3).
     async fn append(&self, batch: &[Append]) -> Result<Vec<Appended>>;
+
+    /// [`append`](Self::append) of one entry, without waiting. Called only
+    /// where the profile says [`inline`](Profile::inline), and provided for all;
+    /// a backend whose appends are cheaper than a boxed future has its own.
+    ///
+    /// # Errors
+    /// As those of `append`.
+    fn append_inline(&self, append: &Append) -> Result<Appended> {
+        let answers = inline("append", self.append(std::slice::from_ref(append)))?;
+        only("append", answers)
+    }
 
     /// Reads pages and states (E2).
     async fn read(&self, cursors: &[Cursor]) -> Result<Vec<Read>>;

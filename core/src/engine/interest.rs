@@ -13,10 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     id::{InstanceId, Position, PrincipalKey, RpcId, SessionKey, StreamId, WaiterToken},
@@ -31,7 +28,7 @@ pub(super) struct Owned {
     pub(super) stream: StreamId,
     pub(super) request: RpcId,
     pub(super) state: Mutex<OwnedState>,
-    pub(super) revoked: watch::Sender<Option<Revocation>>,
+    revocation: Notify,
 }
 
 pub(super) struct OwnedState {
@@ -48,6 +45,8 @@ pub(super) struct OwnedState {
     /// The tail of this instance that holds it.
     pub(super) local: Option<Arc<Follow>>,
     pub(super) finishing: bool,
+    /// Why the writer must stop.
+    pub(super) revoked: Option<Revocation>,
     /// Nobody here writes the stream any more, and it is not known whether the
     /// backend has it open. Until then it is watched, and ended if it appears:
     /// a late `enter` or a lost finish must not leave it open for ever.
@@ -74,51 +73,68 @@ impl Owned {
                 remote: None,
                 local: None,
                 finishing: false,
+                revoked: None,
                 orphaned: None,
             }),
-            revoked: watch::Sender::new(None),
+            revocation: Notify::new(),
         })
     }
 
     /// The first reason stays.
     pub(super) fn revoke(&self, why: Revocation) {
-        let first = self.revoked.send_if_modified(|revoked| {
-            let first = revoked.is_none();
-            if first {
-                *revoked = Some(why);
-            }
-            first
-        });
         let end = match why {
-            Revocation::Cancelled => return,
-            Revocation::SessionEnded => EndReason::SessionEnded,
-            Revocation::Fenced => EndReason::OwnerLost,
+            Revocation::Cancelled => None,
+            Revocation::SessionEnded => Some(EndReason::SessionEnded),
+            Revocation::Fenced => Some(EndReason::OwnerLost),
         };
-        if first && let Some(local) = self.state.lock().local.take() {
+        let mut state = self.state.lock();
+        if state.revoked.is_some() {
+            return;
+        }
+        state.revoked = Some(why);
+        let ended = end.and_then(|end| Some((state.local.take()?, end)));
+        drop(state);
+        self.revocation.notify_waiters();
+        if let Some((local, end)) = ended {
             local.end(end);
+        }
+    }
+
+    /// Completes when the writer must stop.
+    pub(super) async fn revoked(&self) -> Revocation {
+        loop {
+            // It counts from here on, and not from its first poll.
+            let changed = self.revocation.notified();
+            if let Some(why) = self.state.lock().revoked {
+                return why;
+            }
+            changed.await;
         }
     }
 }
 
 impl OwnedState {
-    /// The next position, what it follows if it opens an epoch, and the point
-    /// up to which the backend may trim.
-    pub(super) fn next(
+    /// The next position, and what it follows if it opens an epoch.
+    pub(super) fn next(&mut self) -> (Position, Option<Position>) {
+        self.last.seq += 1;
+        (self.last, self.prev.take())
+    }
+
+    /// The point up to which the backend may trim once it has the event of this
+    /// size at the last position.
+    pub(super) fn trim(
         &mut self,
         size: usize,
         keep_events: usize,
         keep_bytes: usize,
-    ) -> (Position, Option<Position>, Option<Position>) {
-        self.last.seq += 1;
+    ) -> Option<Position> {
         self.sizes.push_back(size);
         self.bytes += size;
         while self.sizes.len() > keep_events || self.bytes > keep_bytes {
             self.bytes -= self.sizes.pop_front().unwrap_or(0);
         }
         let kept = self.sizes.len() as u64;
-        let trim =
-            (kept < self.last.seq).then(|| Position::new(self.last.epoch, self.last.seq - kept));
-        (self.last, self.prev.take(), trim)
+        (kept < self.last.seq).then(|| Position::new(self.last.epoch, self.last.seq - kept))
     }
 
     /// Takes the last position back: its append was not queued.

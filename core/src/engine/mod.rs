@@ -24,7 +24,11 @@ use std::{
 
 use futures::FutureExt;
 use parking_lot::Mutex;
-use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::Instant,
+};
 
 use self::{
     interest::{Interests, Owned},
@@ -68,6 +72,32 @@ impl<S: Storage> EngineAdapter for Engine<S> {
     }
 }
 
+/// Raised once, for good. Asked with every append, it costs no lock.
+#[derive(Debug, Default)]
+struct Flag {
+    is_raised: AtomicBool,
+    changed: Notify,
+}
+
+impl Flag {
+    fn raise(&self) {
+        self.is_raised.store(true, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    fn is_raised(&self) -> bool {
+        self.is_raised.load(Ordering::Acquire)
+    }
+
+    async fn raised(&self) {
+        // It counts from here on, and not from its first poll.
+        let changed = self.changed.notified();
+        if !self.is_raised() {
+            changed.await;
+        }
+    }
+}
+
 /// Stops the tasks with the last handle.
 struct Alive(watch::Sender<bool>);
 
@@ -105,11 +135,11 @@ struct Shared<S> {
     signal_turn: tokio::sync::Mutex<()>,
     /// Writers that a knock asked to look at their stream.
     checks: Mutex<Vec<Arc<Owned>>>,
-    checked: tokio::sync::Notify,
+    checked: Notify,
     started: AtomicBool,
     closed: AtomicBool,
-    /// Set once by `kill`: then nothing completes.
-    killed: watch::Sender<bool>,
+    /// Raised by `kill`: then nothing completes.
+    killed: Flag,
     link: watch::Sender<Link>,
     stop: watch::Sender<bool>,
     /// This instance's heartbeat counter.
@@ -173,10 +203,10 @@ impl<S: Storage> Engine<S> {
             tags: (0..TAG_SHARDS).map(|_| Mutex::new(0)).collect(),
             signal_turn: tokio::sync::Mutex::new(()),
             checks: Mutex::new(Vec::new()),
-            checked: tokio::sync::Notify::new(),
+            checked: Notify::new(),
             started: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            killed: watch::Sender::new(false),
+            killed: Flag::default(),
             link: watch::Sender::new(Link::Starting),
             stop: stop.clone(),
             beats: AtomicU64::new(0),
@@ -204,7 +234,7 @@ impl<S: Storage> Engine<S> {
     /// other instances make of it (clause F3);
     /// [`close`](crate::Adapter::close) is the end for everything else.
     pub fn kill(&self) {
-        self.shared.killed.send_replace(true);
+        self.shared.killed.raise();
     }
 
     /// The limits.
@@ -267,11 +297,10 @@ impl<S: Storage> Shared<S> {
             tasks.spawn(Arc::clone(self).run_settles(queues.settle));
         }
         let shared = Arc::clone(self);
-        let mut killed = self.killed.subscribe();
         tokio::spawn(async move {
             tokio::select! {
                 () = shared.stopped() => {}
-                _ = killed.wait_for(|killed| *killed) => {}
+                () = shared.killed.raised() => {}
             }
             tasks.shutdown().await;
         });
@@ -290,7 +319,7 @@ impl<S: Storage> Shared<S> {
     }
 
     fn is_killed(&self) -> bool {
-        *self.killed.borrow()
+        self.killed.is_raised()
     }
 
     /// Never completes in a killed instance.
@@ -394,7 +423,10 @@ impl<S: Storage> Shared<S> {
 }
 
 /// The result of a step of an inline backend.
-fn inline<T>(operation: &'static str, step: impl Future<Output = Result<T>>) -> Result<T> {
+pub(crate) fn inline<T>(
+    operation: &'static str,
+    step: impl Future<Output = Result<T>>,
+) -> Result<T> {
     step.now_or_never().unwrap_or_else(|| {
         Err(Error::new(ErrorKind::Unavailable, operation)
             .with_message("the backend calls itself inline, but its step had to wait"))
@@ -402,7 +434,7 @@ fn inline<T>(operation: &'static str, step: impl Future<Output = Result<T>>) -> 
 }
 
 /// One answer per entry is a rule of the seam.
-fn only<T>(operation: &'static str, answers: Vec<T>) -> Result<T> {
+pub(crate) fn only<T>(operation: &'static str, answers: Vec<T>) -> Result<T> {
     answers.into_iter().next().ok_or_else(|| {
         Error::new(ErrorKind::Corrupt, operation).with_message("the backend gave no answer")
     })

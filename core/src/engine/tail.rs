@@ -148,10 +148,7 @@ enum Tailer<S: Storage> {
 impl<S: Storage> Stream for Tailer<S> {
     type Item = TailEvent;
 
-    fn poll_next(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Self::Item>> {
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         loop {
             match this {

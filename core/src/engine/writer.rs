@@ -4,21 +4,20 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{FutureExt, future::BoxFuture};
+use futures::FutureExt;
 use parking_lot::MutexGuard;
 use tokio::time::Instant;
 
 use super::{
     Shared, inline,
     interest::{Follow, Owned, OwnedState, Passed, Wakes},
-    only,
     retry::within,
     tail,
 };
 use crate::{
     error::{Applied, Error, ErrorKind, Result},
     id::{EventId, InstanceId, Position, SessionKey, StreamId},
-    session::{EndReason, Revocation, StreamWriter, Tail},
+    session::{Ack, EndReason, Revocation, StreamWriter, Tail},
     storage::{
         Append, Appended, Door, Held, Hold, Knock, NewEvent, Place, Storage, StreamEnd, Target,
     },
@@ -49,10 +48,8 @@ impl<S: Storage> std::fmt::Debug for Writer<S> {
     }
 }
 
-type Ack = BoxFuture<'static, Result<Position>>;
-
-fn failed(error: Error) -> Ack {
-    futures::future::ready(Err(error)).boxed()
+fn failed(error: Error) -> Ack<Position> {
+    Ack::ready(Err(error))
 }
 
 #[async_trait]
@@ -61,23 +58,17 @@ impl<S: Storage> StreamWriter for Writer<S> {
         &self.owned.stream
     }
 
-    fn append(&self, event: Bytes) -> BoxFuture<'static, Result<EventId>> {
+    fn append(&self, event: Bytes) -> Ack<EventId> {
         let stream = self.owned.stream.clone();
         let ack = self.shared.write(&self.owned, Some(event), None);
-        ack.map(|position| Ok(EventId::new(stream, position?)))
-            .boxed()
+        ack.map(|position| EventId::new(stream, position))
     }
 
-    fn finish(&self, event: Option<Bytes>) -> BoxFuture<'static, Result<Option<EventId>>> {
+    fn finish(&self, event: Option<Bytes>) -> Ack<Option<EventId>> {
         let id = event.is_some().then(|| self.owned.stream.clone());
-        let ack = self
-            .shared
-            .write(&self.owned, event, Some(StreamEnd::Finished));
-        ack.map(|position| {
-            let position = position?;
-            Ok(id.map(|stream| EventId::new(stream, position)))
-        })
-        .boxed()
+        let end = Some(StreamEnd::Finished);
+        let ack = self.shared.write(&self.owned, event, end);
+        ack.map(|position| id.map(|stream| EventId::new(stream, position)))
     }
 
     fn attach(&self) -> Tail {
@@ -107,18 +98,17 @@ impl<S: Storage> StreamWriter for Writer<S> {
     }
 
     async fn revoked(&self) -> Revocation {
-        let mut revoked = self.owned.revoked.subscribe();
-        let why = revoked.wait_for(Option::is_some).await;
-        // The sender lives as long as this writer.
-        why.ok()
-            .and_then(|why| *why)
-            .unwrap_or(Revocation::SessionEnded)
+        self.owned.revoked().await
     }
 }
 
 impl<S: Storage> Drop for Writer<S> {
     fn drop(&mut self) {
-        match *self.owned.revoked.borrow() {
+        let (revoked, finishing) = {
+            let state = self.owned.state.lock();
+            (state.revoked, state.finishing)
+        };
+        match revoked {
             // Others have ended it, and nobody here looks at it any more.
             Some(Revocation::Fenced | Revocation::SessionEnded) => {
                 self.shared.interests.remove_owned(&self.owned);
@@ -126,7 +116,7 @@ impl<S: Storage> Drop for Writer<S> {
             }
             Some(Revocation::Cancelled) | None => {}
         }
-        if !self.owned.state.lock().finishing {
+        if !finishing {
             let end = Some(StreamEnd::OwnerLost);
             // The queue has it when this returns; nobody waits for the answer.
             drop(self.shared.write(&self.owned, None, end));
@@ -141,21 +131,20 @@ impl<S: Storage> Shared<S> {
         owned: &Arc<Owned>,
         event: Option<Bytes>,
         end: Option<StreamEnd>,
-    ) -> Ack {
+    ) -> Ack<Position> {
         let operation = if end.is_some() { "finish" } else { "append" };
         let size = event.as_ref().map_or(0, Bytes::len);
         if size > self.limits.event_bytes() {
             return failed(Error::new(ErrorKind::TooLarge, operation));
         }
         if self.is_killed() {
-            return futures::future::pending().boxed();
+            return Ack::wait(futures::future::pending().boxed());
         }
-        let revoked = *owned.revoked.borrow();
         let mut state = owned.state.lock();
         if state.finishing {
             return failed(Error::new(ErrorKind::Finished, operation));
         }
-        match revoked {
+        match state.revoked {
             Some(Revocation::Fenced) => {
                 return failed(Error::new(ErrorKind::Fenced, operation));
             }
@@ -173,11 +162,17 @@ impl<S: Storage> Shared<S> {
         } else {
             end
         };
-        let (position, prev, trim) = if event.is_some() {
-            let limits = &self.limits;
-            state.next(size, limits.stream_events(), limits.stream_bytes())
+        let (keep_events, keep_bytes) = (self.limits.stream_events(), self.limits.stream_bytes());
+        let is_event = event.is_some();
+        let (position, prev) = if is_event {
+            state.next()
         } else {
-            (state.last, None, None)
+            (state.last, None)
+        };
+        let trim = if is_event && !self.profile.inline {
+            state.trim(size, keep_events, keep_bytes)
+        } else {
+            None
         };
         let append = Append {
             session: owned.session,
@@ -189,8 +184,8 @@ impl<S: Storage> Shared<S> {
             event: event.map(|data| NewEvent { prev, data }),
             finish: end.map(|_| self.limits.finished_ttl()),
             end: end.unwrap_or(StreamEnd::Finished),
-            keep_events: self.limits.stream_events(),
-            keep_bytes: self.limits.stream_bytes(),
+            keep_events,
+            keep_bytes,
             trim,
             wake: state.remote,
         };
@@ -198,14 +193,11 @@ impl<S: Storage> Shared<S> {
         if self.profile.inline {
             // The lock is held over the step: positions reach the backend in
             // the order in which they were given out.
-            let answer = inline(
-                operation,
-                self.storage.append(std::slice::from_ref(&append)),
-            )
-            .and_then(|answers| only(operation, answers));
-            let result = answer
+            let result = self
+                .storage
+                .append_inline(&append)
                 .and_then(|answer| self.appended(&append, Some((owned, state)), answer, false));
-            return futures::future::ready(result).boxed();
+            return Ack::ready(result);
         }
         let patience = if end.is_some() {
             self.limits.max_outage()
@@ -233,7 +225,7 @@ impl<S: Storage> Shared<S> {
                 answered(operation, answer, deadline)
             }
             Err(error) => {
-                if size > 0 || prev.is_some() {
+                if is_event {
                     state.undo(undo);
                 }
                 state.finishing = false;
@@ -245,14 +237,18 @@ impl<S: Storage> Shared<S> {
     }
 
     /// Appends to the standalone stream.
-    pub(super) fn write_shared(self: &Arc<Self>, session: SessionKey, data: Bytes) -> Ack {
+    pub(super) fn write_shared(
+        self: &Arc<Self>,
+        session: SessionKey,
+        data: Bytes,
+    ) -> Ack<Position> {
         const OPERATION: &str = "append";
         let size = data.len();
         if size > self.limits.event_bytes() {
             return failed(Error::new(ErrorKind::TooLarge, OPERATION));
         }
         if self.is_killed() {
-            return futures::future::pending().boxed();
+            return Ack::wait(futures::future::pending().boxed());
         }
         let mut tag = self.tag_shard(&session).lock();
         *tag += 1;
@@ -272,15 +268,13 @@ impl<S: Storage> Shared<S> {
             wake: None,
         };
         if self.profile.inline {
-            let answer = inline(
-                OPERATION,
-                self.storage.append(std::slice::from_ref(&append)),
-            )
-            .and_then(|answers| only(OPERATION, answers));
             // Held until here: a follower is passed events in their order.
-            let result = answer.and_then(|answer| self.appended(&append, None, answer, false));
+            let result = self
+                .storage
+                .append_inline(&append)
+                .and_then(|answer| self.appended(&append, None, answer, false));
             drop(tag);
-            return futures::future::ready(result).boxed();
+            return Ack::ready(result);
         }
         let deadline = self.deadline();
         let lane = self.append_lane(&session, &append.stream);
@@ -464,8 +458,8 @@ fn answered(
     operation: &'static str,
     answer: tokio::sync::oneshot::Receiver<Result<Appended>>,
     deadline: Instant,
-) -> Ack {
-    async move {
+) -> Ack<Position> {
+    let answer = async move {
         let answer = within(operation, deadline, async {
             answer.await.unwrap_or_else(|_| {
                 Err(Error::new(ErrorKind::Closed, operation).with_applied(Applied::Unknown))
@@ -477,6 +471,6 @@ fn answered(
             // Finished without an event, twice.
             _ => Ok(Position::START),
         }
-    }
-    .boxed()
+    };
+    Ack::wait(answer.boxed())
 }

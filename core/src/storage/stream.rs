@@ -70,7 +70,8 @@ pub struct Append {
     /// Bytes that it may keep.
     pub keep_bytes: usize,
     /// For owned places, the same as a position, counted by the writer: events
-    /// at or before it may go. A backend may use this in place of the two.
+    /// at or before it may go. A backend may use this in place of the two. An
+    /// inline one is not told it.
     pub trim: Option<Position>,
     /// The holder as the writer knows it, to be woken in the same step.
     pub wake: Option<InstanceId>,

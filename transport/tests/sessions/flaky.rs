@@ -12,10 +12,10 @@ use futures::{
     stream::BoxStream,
 };
 use mcp_adapter_core::{
-    Adapter, Answer, Applied, Cancelled, Capabilities, Channel, ClientRequestAdapter, Delivery,
-    Entered, Error, EventId, Health, InstanceId, NewClientRequest, OutcomeKind, PendingRequest,
-    Principal, Replay, Result, Revocation, RpcId, Session, SessionAdapter, SessionId,
-    SessionRecord, Signal, SignalAdapter, Stats, StreamId, StreamWriter, Tail, TailFrom,
+    Ack, Adapter, Answer, Applied, Cancelled, Capabilities, Channel, ClientRequestAdapter,
+    Delivery, Entered, Error, EventId, Health, InstanceId, NewClientRequest, OutcomeKind,
+    PendingRequest, Principal, Replay, Result, Revocation, RpcId, Session, SessionAdapter,
+    SessionId, SessionRecord, Signal, SignalAdapter, Stats, StreamId, StreamWriter, Tail, TailFrom,
 };
 use mcp_adapter_memory::MemoryAdapter;
 
@@ -192,17 +192,17 @@ impl StreamWriter for FlakyWriter {
         self.inner.stream()
     }
 
-    fn append(&self, event: Bytes) -> BoxFuture<'static, Result<EventId>> {
+    fn append(&self, event: Bytes) -> Ack<EventId> {
         match check(&self.broken, "append") {
             Ok(()) => self.inner.append(event),
-            Err(error) => std::future::ready(Err(error)).boxed(),
+            Err(error) => Ack::ready(Err(error)),
         }
     }
 
-    fn finish(&self, event: Option<Bytes>) -> BoxFuture<'static, Result<Option<EventId>>> {
+    fn finish(&self, event: Option<Bytes>) -> Ack<Option<EventId>> {
         match check(&self.broken, "finish") {
             Ok(()) => self.inner.finish(event),
-            Err(error) => std::future::ready(Err(error)).boxed(),
+            Err(error) => Ack::ready(Err(error)),
         }
     }
 
