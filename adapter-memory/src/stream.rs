@@ -220,6 +220,19 @@ impl Stream {
         age: u32,
     ) -> Change {
         let bytes = event.data.len() as u64;
+        let mut change = Change {
+            events_in: 1,
+            bytes_in: bytes,
+            ..Change::default()
+        };
+        // First, so that the new event takes the room of the one that goes.
+        while self.events.len() >= append.keep_events
+            || self.bytes + bytes > append.keep_bytes as u64
+        {
+            if !self.evict(&mut change) {
+                break;
+            }
+        }
         if let (Some(tags), Place::Shared { writer, tag }) = (&mut self.tags, append.place) {
             tags.push(writer, tag);
         } else if let Some(prev) = event.prev {
@@ -237,16 +250,6 @@ impl Stream {
         });
         self.top = at;
         self.bytes += bytes;
-        let mut change = Change {
-            events_in: 1,
-            bytes_in: bytes,
-            ..Change::default()
-        };
-        while self.events.len() > 1
-            && (self.events.len() > append.keep_events || self.bytes > append.keep_bytes as u64)
-        {
-            self.evict(&mut change);
-        }
         change
     }
 
@@ -255,10 +258,10 @@ impl Stream {
         self.events.front().map(|event| event.age)
     }
 
-    /// Drops the oldest event.
-    pub(crate) fn evict(&mut self, change: &mut Change) {
+    /// Drops the oldest event, if there is one.
+    pub(crate) fn evict(&mut self, change: &mut Change) -> bool {
         let Some(event) = self.events.pop_front() else {
-            return;
+            return false;
         };
         let bytes = event.data.len() as u64;
         self.bytes -= bytes;
@@ -269,6 +272,7 @@ impl Stream {
             tags.evict(position);
         }
         self.prevs.retain(|(first, _)| *first > position);
+        true
     }
 
     /// All that goes with the stream itself.
