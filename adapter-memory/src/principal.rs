@@ -25,12 +25,13 @@ impl Account {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn add(&self, bytes: u64) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    pub(crate) fn sub(&self, bytes: u64) {
-        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    /// Most appends to a long stream change nothing: as much goes as comes.
+    pub(crate) fn change(&self, added: u64, removed: u64) {
+        if added != removed {
+            // Wraps where more is removed than added.
+            self.0
+                .fetch_add(added.wrapping_sub(removed), Ordering::Relaxed);
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use indexmap::IndexMap;
 use mcp_adapter_core::{
     InstanceId, PrincipalKey, RpcId, StreamId, WaiterToken,
     storage::{Dead, NewSession},
@@ -91,7 +92,8 @@ pub(crate) struct Live {
     pub(crate) pending: usize,
     /// Appends so far, wrapping: the age of the next event.
     pub(crate) appends: u32,
-    pub(crate) streams: HashMap<StreamId, Stream, BuildNameHasher>,
+    /// A table that does not hash where there is but one, as there mostly is.
+    pub(crate) streams: IndexMap<StreamId, Stream, BuildNameHasher>,
     /// Streams that have ended, the first to expire first; with one and the
     /// same time to live that is the first that ended.
     pub(crate) ended: BTreeSet<(Time, StreamId)>,
@@ -107,7 +109,7 @@ impl Live {
             open: 0,
             pending: 0,
             appends: 0,
-            streams: HashMap::default(),
+            streams: IndexMap::default(),
             ended: BTreeSet::new(),
             requests: HashMap::default(),
         }
@@ -131,12 +133,7 @@ impl Live {
         self.bytes = self.bytes + change.bytes_in - change.bytes_out;
         totals.events = totals.events + change.events_in - change.events_out;
         totals.bytes = totals.bytes + change.bytes_in - change.bytes_out;
-        if change.bytes_in > 0 {
-            self.account.add(change.bytes_in);
-        }
-        if change.bytes_out > 0 {
-            self.account.sub(change.bytes_out);
-        }
+        self.account.change(change.bytes_in, change.bytes_out);
     }
 
     /// A stream has ended and is kept until `expires`.
@@ -152,7 +149,7 @@ impl Live {
         let Some((_, id)) = self.ended.pop_first() else {
             return false;
         };
-        if let Some(stream) = self.streams.remove(&id) {
+        if let Some(stream) = self.streams.swap_remove(&id) {
             self.count(stream.all(), totals);
             totals.streams -= 1;
         }

@@ -118,7 +118,7 @@ impl Shard {
             self.totals.events -= live.events;
             self.totals.bytes -= live.bytes;
             self.totals.pending -= live.pending as u64;
-            live.account.sub(live.bytes);
+            live.account.change(0, live.bytes);
             principals.close(&session.principal);
         }
         if self.sessions.len() < self.sessions.capacity() / 4 {

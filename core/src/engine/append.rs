@@ -73,7 +73,7 @@ impl<S: Storage> Shared<S> {
     ) -> Vec<Job<Pending, Appended>> {
         let mut again = Vec::new();
         let mut reopened: Vec<(Arc<Owned>, bool)> = Vec::new();
-        for (job, answer) in batch.into_iter().zip(answers) {
+        for (mut job, answer) in batch.into_iter().zip(answers) {
             let lost = answer == Appended::NoStream && job.item.append.event.is_some();
             if let (true, Some(owned)) = (lost, &job.item.owned) {
                 let known = reopened.iter().find(|(other, _)| Arc::ptr_eq(other, owned));
@@ -96,7 +96,7 @@ impl<S: Storage> Shared<S> {
                 passed,
                 unsure,
                 ..
-            } = &job.item;
+            } = &mut job.item;
             let writer = owned.as_ref().map(|owned| (owned, owned.state.lock()));
             let result = self.appended(append, writer, answer, *passed);
             let unsure = *unsure;

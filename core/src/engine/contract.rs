@@ -229,8 +229,7 @@ impl<A: EngineAdapter> SessionAdapter for A {
     async fn append(&self, id: &SessionId, event: Bytes) -> Result<EventId> {
         let shared = &self.engine().shared;
         shared.ready("append").await?;
-        let position = shared.write_shared(id.key(), event).await?;
-        Ok(EventId::new(StreamId::standalone(), position))
+        shared.write_shared(id.key(), event).await
     }
 
     async fn tail(&self, id: &SessionId, from: TailFrom) -> Result<Tail> {

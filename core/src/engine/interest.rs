@@ -234,6 +234,10 @@ impl FollowInner {
         }
         if let Some(event) = self.queue.pop_front() {
             self.bytes -= event.data.len();
+            if self.queue.is_empty() {
+                // The next one has the same place in memory.
+                self.queue.clear();
+            }
             // Where it does not continue the stream, the follower reads.
             self.seen = self.seen.max(event.position);
             return Some(Step::Passed(event));

@@ -134,14 +134,14 @@ pub(super) fn start<S: Storage>(
         ended: false,
         after: None,
     };
-    Tail::new(Box::pin(Tailer::Idle(Box::new(follower))))
+    Tail::new(Box::pin(Tailer::Idle(follower)))
 }
 
 /// A follower, and what it does when there is more to do than to hand on what
 /// was passed to it.
 enum Tailer<S: Storage> {
-    Idle(Box<Follower<S>>),
-    Busy(BoxFuture<'static, Box<Follower<S>>>),
+    Idle(Follower<S>),
+    Busy(BoxFuture<'static, Follower<S>>),
     Over,
 }
 
@@ -219,7 +219,7 @@ impl<S: Storage> Follower<S> {
         Poll::Ready(None)
     }
 
-    async fn look(mut self: Box<Self>) -> Box<Self> {
+    async fn look(mut self) -> Self {
         if self.holding {
             self.read().await;
         } else {

@@ -48,7 +48,7 @@ impl<S: Storage> std::fmt::Debug for Writer<S> {
     }
 }
 
-fn failed(error: Error) -> Ack<Position> {
+fn failed(error: Error) -> Ack<EventId> {
     Ack::ready(Err(error))
 }
 
@@ -59,16 +59,14 @@ impl<S: Storage> StreamWriter for Writer<S> {
     }
 
     fn append(&self, event: Bytes) -> Ack<EventId> {
-        let stream = self.owned.stream.clone();
-        let ack = self.shared.write(&self.owned, Some(event), None);
-        ack.map(|position| EventId::new(stream, position))
+        self.shared.write(&self.owned, Some(event), None)
     }
 
     fn finish(&self, event: Option<Bytes>) -> Ack<Option<EventId>> {
-        let id = event.is_some().then(|| self.owned.stream.clone());
+        let is_event = event.is_some();
         let end = Some(StreamEnd::Finished);
         let ack = self.shared.write(&self.owned, event, end);
-        ack.map(|position| id.map(|stream| EventId::new(stream, position)))
+        ack.map(move |id| is_event.then_some(id))
     }
 
     fn attach(&self) -> Tail {
@@ -131,7 +129,7 @@ impl<S: Storage> Shared<S> {
         owned: &Arc<Owned>,
         event: Option<Bytes>,
         end: Option<StreamEnd>,
-    ) -> Ack<Position> {
+    ) -> Ack<EventId> {
         let operation = if end.is_some() { "finish" } else { "append" };
         let size = event.as_ref().map_or(0, Bytes::len);
         if size > self.limits.event_bytes() {
@@ -174,7 +172,7 @@ impl<S: Storage> Shared<S> {
         } else {
             None
         };
-        let append = Append {
+        let mut append = Append {
             session: owned.session,
             stream: owned.stream.clone(),
             place: Place::Owned {
@@ -196,8 +194,8 @@ impl<S: Storage> Shared<S> {
             let result = self
                 .storage
                 .append_inline(&append)
-                .and_then(|answer| self.appended(&append, Some((owned, state)), answer, false));
-            return Ack::ready(result);
+                .and_then(|answer| self.appended(&mut append, Some((owned, state)), answer, false));
+            return Ack::ready(result.map(|position| EventId::new(append.stream, position)));
         }
         let patience = if end.is_some() {
             self.limits.max_outage()
@@ -206,6 +204,7 @@ impl<S: Storage> Shared<S> {
         };
         let deadline = Instant::now() + patience;
         let passing = (state.local.is_some() && self.is_surely_alive()).then(|| append.clone());
+        let stream = append.stream.clone();
         let pending = Pending {
             append,
             owned: Some(Arc::clone(owned)),
@@ -216,13 +215,13 @@ impl<S: Storage> Shared<S> {
         let lane = self.append_lane(&owned.session, &owned.stream);
         match lane.push(operation, pending, size) {
             Ok(answer) => {
-                let wakes = match (&passing, &state.local) {
-                    (Some(append), Some(local)) => Some(pass(local, append, position)),
+                let wakes = match (passing, &state.local) {
+                    (Some(mut append), Some(local)) => Some(pass(local, &mut append, position)),
                     _ => None,
                 };
                 drop(state);
                 drop(wakes);
-                answered(operation, answer, deadline)
+                answered(operation, stream, answer, deadline)
             }
             Err(error) => {
                 if is_event {
@@ -237,11 +236,7 @@ impl<S: Storage> Shared<S> {
     }
 
     /// Appends to the standalone stream.
-    pub(super) fn write_shared(
-        self: &Arc<Self>,
-        session: SessionKey,
-        data: Bytes,
-    ) -> Ack<Position> {
+    pub(super) fn write_shared(self: &Arc<Self>, session: SessionKey, data: Bytes) -> Ack<EventId> {
         const OPERATION: &str = "append";
         let size = data.len();
         if size > self.limits.event_bytes() {
@@ -252,7 +247,7 @@ impl<S: Storage> Shared<S> {
         }
         let mut tag = self.tag_shard(&session).lock();
         *tag += 1;
-        let append = Append {
+        let mut append = Append {
             session,
             stream: StreamId::standalone(),
             place: Place::Shared {
@@ -272,12 +267,13 @@ impl<S: Storage> Shared<S> {
             let result = self
                 .storage
                 .append_inline(&append)
-                .and_then(|answer| self.appended(&append, None, answer, false));
+                .and_then(|answer| self.appended(&mut append, None, answer, false));
             drop(tag);
-            return Ack::ready(result);
+            return Ack::ready(result.map(|position| EventId::new(append.stream, position)));
         }
         let deadline = self.deadline();
-        let lane = self.append_lane(&session, &append.stream);
+        let stream = append.stream.clone();
+        let lane = self.append_lane(&session, &stream);
         let pending = Pending {
             append,
             owned: None,
@@ -286,16 +282,16 @@ impl<S: Storage> Shared<S> {
             unsure: false,
         };
         match lane.push(OPERATION, pending, size) {
-            Ok(answer) => answered(OPERATION, answer, deadline),
+            Ok(answer) => answered(OPERATION, stream, answer, deadline),
             Err(error) => failed(error),
         }
     }
 
     /// What an answer of the backend means for the stream, its followers and
-    /// its writer.
+    /// its writer. A stored event is handed on, not copied.
     pub(super) fn appended(
         self: &Arc<Self>,
-        append: &Append,
+        append: &mut Append,
         writer: Option<(&Arc<Owned>, MutexGuard<'_, OwnedState>)>,
         answer: Appended,
         passed: bool,
@@ -338,7 +334,7 @@ impl<S: Storage> Shared<S> {
                             if position.seq == 1 {
                                 follow.wake();
                             } else {
-                                drop(pass(&follow, append, position));
+                                drop(pass(&follow, &mut append.clone(), position));
                             }
                         }
                     }
@@ -444,11 +440,12 @@ impl<S: Storage> Shared<S> {
     }
 }
 
-fn pass(follow: &Follow, append: &Append, position: Position) -> Wakes {
-    let event = append.event.as_ref().map(|event| Passed {
+/// Hands the event of `append` over, and its end.
+fn pass(follow: &Follow, append: &mut Append, position: Position) -> Wakes {
+    let event = append.event.take().map(|event| Passed {
         position,
         prev: event.prev,
-        data: event.data.clone(),
+        data: event.data,
     });
     let end = append.finish.map(|_| tail::end_reason(append.end));
     follow.pass(position, event, end)
@@ -456,9 +453,10 @@ fn pass(follow: &Follow, append: &Append, position: Position) -> Wakes {
 
 fn answered(
     operation: &'static str,
+    stream: StreamId,
     answer: tokio::sync::oneshot::Receiver<Result<Appended>>,
     deadline: Instant,
-) -> Ack<Position> {
+) -> Ack<EventId> {
     let answer = async move {
         let answer = within(operation, deadline, async {
             answer.await.unwrap_or_else(|_| {
@@ -466,11 +464,12 @@ fn answered(
             })
         })
         .await?;
-        match answer {
-            Appended::Stored { position, .. } => Ok(position),
+        let position = match answer {
+            Appended::Stored { position, .. } => position,
             // Finished without an event, twice.
-            _ => Ok(Position::START),
-        }
+            _ => Position::START,
+        };
+        Ok(EventId::new(stream, position))
     };
     Ack::wait(answer.boxed())
 }
