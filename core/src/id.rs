@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use smol_str::{SmolStr, format_smolstr};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -216,8 +217,11 @@ impl fmt::Display for RpcId {
 }
 
 /// The name of one stream of a session: 1 to 100 bytes of `[A-Za-z0-9._-]`.
+///
+/// Names of up to 23 bytes, as those of calls with a number for an id are, are
+/// copied and not shared: every event carries one.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StreamId(Arc<str>);
+pub struct StreamId(SmolStr);
 
 impl StreamId {
     /// The longest accepted name, in bytes.
@@ -231,15 +235,13 @@ impl StreamId {
     /// The stream of messages that belong to no request: the GET stream.
     #[must_use]
     pub fn standalone() -> Self {
-        static NAME: std::sync::LazyLock<Arc<str>> =
-            std::sync::LazyLock::new(|| StreamId::STANDALONE.into());
-        Self(Arc::clone(&NAME))
+        Self(SmolStr::new_static(Self::STANDALONE))
     }
 
     /// Whether this is the standalone stream, which any instance may write.
     #[must_use]
     pub fn is_standalone(&self) -> bool {
-        &*self.0 == Self::STANDALONE
+        self.0 == Self::STANDALONE
     }
 
     /// A new, unique stream for the request `id`, which it carries where the
@@ -248,16 +250,13 @@ impl StreamId {
     #[must_use]
     pub fn for_request(id: &RpcId) -> Self {
         let nonce = BASE64.encode(random::<8>());
-        Self(
-            match id {
-                RpcId::Number(number) => format!("{nonce}.n{number}"),
-                RpcId::String(text) if text.len() <= Self::MAX_CARRIED_ID => {
-                    format!("{nonce}.s{}", BASE64.encode(text.as_bytes()))
-                }
-                RpcId::String(_) => format!("{nonce}.x"),
+        Self(match id {
+            RpcId::Number(number) => format_smolstr!("{nonce}.n{number}"),
+            RpcId::String(text) if text.len() <= Self::MAX_CARRIED_ID => {
+                format_smolstr!("{nonce}.s{}", BASE64.encode(text.as_bytes()))
             }
-            .into(),
-        )
+            RpcId::String(_) => format_smolstr!("{nonce}.x"),
+        })
     }
 
     /// The id of the request that this stream was opened for, as far as the
