@@ -168,6 +168,8 @@ pub(super) struct Passed {
 pub(super) struct Follow {
     pub(super) session: SessionKey,
     pub(super) stream: StreamId,
+    /// Whether there was a change since the follower looked; set under the lock.
+    news: AtomicBool,
     inner: Mutex<FollowInner>,
 }
 
@@ -185,8 +187,16 @@ struct FollowInner {
     number: u64,
     /// When the stream's owner was asked last whether it still writes it.
     asked: Instant,
-    /// Set where the follower found nothing to do; every change takes it.
+    /// Set where the follower has nothing more to do; every change takes it.
     waker: Option<Waker>,
+}
+
+/// A follower's own side of its [`Follow`]: as long as there is no news, its
+/// waker is in place, and it need not look.
+#[derive(Default)]
+pub(super) struct Ear {
+    waker: Option<Waker>,
+    in_place: bool,
 }
 
 /// What a follower does next.
@@ -226,6 +236,18 @@ impl FollowInner {
     /// The last position that the follower knows or has queued.
     fn known(&self) -> Position {
         self.queue.back().map_or(self.seen, |last| last.position)
+    }
+
+    fn is_idle(&self) -> bool {
+        let Self {
+            queue,
+            unstored,
+            dirty,
+            finish,
+            end,
+            ..
+        } = self;
+        queue.is_empty() && !dirty && unstored.is_none() && finish.is_none() && end.is_none()
     }
 
     fn take(&mut self) -> Option<Step> {
@@ -277,6 +299,7 @@ impl Follow {
         Arc::new(Self {
             session,
             stream,
+            news: AtomicBool::new(true),
             inner: Mutex::new(FollowInner {
                 queue: VecDeque::new(),
                 bytes: 0,
@@ -295,6 +318,7 @@ impl Follow {
     fn change(&self, change: impl FnOnce(&mut FollowInner)) -> Wakes {
         let mut inner = self.inner.lock();
         change(&mut inner);
+        self.news.store(true, Ordering::Release);
         Wakes(inner.waker.take())
     }
 
@@ -374,22 +398,31 @@ impl Follow {
         top > self.inner.lock().known()
     }
 
-    /// What is to be done next; it belongs to one task, the last that asked.
-    pub(super) fn poll_take(&self, context: &Context<'_>) -> Poll<Step> {
+    /// What is to be done next.
+    pub(super) fn poll_take(&self, ear: &mut Ear, context: &Context<'_>) -> Poll<Step> {
+        let waker = match &mut ear.waker {
+            Some(waker) if waker.will_wake(context.waker()) => waker,
+            other => {
+                ear.in_place = false;
+                other.insert(context.waker().clone())
+            }
+        };
+        if ear.in_place && !self.news.load(Ordering::Acquire) {
+            return Poll::Pending;
+        }
         let mut inner = self.inner.lock();
-        if let Some(step) = inner.take() {
-            return Poll::Ready(step);
+        self.news.store(false, Ordering::Release);
+        let step = inner.take();
+        ear.in_place = inner.is_idle();
+        if ear.in_place {
+            inner.waker = Some(waker.clone());
         }
-        match &mut inner.waker {
-            Some(waker) => waker.clone_from(context.waker()),
-            waker => *waker = Some(context.waker().clone()),
-        }
-        Poll::Pending
+        step.map_or(Poll::Pending, Poll::Ready)
     }
 
     /// The queue does not continue what was yielded.
     pub(super) fn drop_queue(&self) {
-        self.inner.lock().read_instead();
+        drop(self.change(FollowInner::read_instead));
     }
 
     /// The event at `position` is stored: if it was passed and dropped since,

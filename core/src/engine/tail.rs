@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     Shared,
-    interest::{Follow, Passed, Step},
+    interest::{Ear, Follow, Passed, Step},
     retry::Backoff,
 };
 use crate::{
@@ -130,6 +130,7 @@ pub(super) fn start<S: Storage>(
         shared: Arc::clone(shared),
         sequence: Sequence::new(follow.stream.clone(), cursor),
         follow,
+        ear: Ear::default(),
         holding,
         ended: false,
         after: None,
@@ -177,6 +178,7 @@ enum Next {
 struct Follower<S: Storage> {
     shared: Arc<Shared<S>>,
     follow: Arc<Follow>,
+    ear: Ear,
     sequence: Sequence,
     /// Whether this tail holds the stream, or waits silently until it is free.
     holding: bool,
@@ -196,7 +198,7 @@ impl<S: Storage> Follower<S> {
                 self.ended = true;
                 return Poll::Ready(Some(Next::Event(TailEvent::End(why))));
             }
-            match ready!(self.follow.poll_take(context)) {
+            match ready!(self.follow.poll_take(&mut self.ear, context)) {
                 Step::End(why) => self.after = Some(why),
                 // It was stored after all, and was read.
                 Step::Unstored(position, _) if position <= self.sequence.cursor => {
