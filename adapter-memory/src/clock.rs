@@ -23,7 +23,9 @@ impl Time {
 
 impl From<Duration> for Span {
     fn from(duration: Duration) -> Self {
-        Self(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
+        let nanos = u64::from(duration.subsec_nanos());
+        let seconds = duration.as_secs().saturating_mul(1_000_000_000);
+        Self(seconds.saturating_add(nanos))
     }
 }
 

@@ -310,6 +310,7 @@ impl<T: Send + 'static> Ack<T> {
 impl<T> Future for Ack<T> {
     type Output = Result<T>;
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0).poll(context)
     }

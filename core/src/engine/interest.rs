@@ -115,6 +115,7 @@ impl Owned {
 
 impl OwnedState {
     /// The next position, and what it follows if it opens an epoch.
+    #[inline]
     pub(super) fn next(&mut self) -> (Position, Option<Position>) {
         self.last.seq += 1;
         (self.last, self.prev.take())
@@ -221,6 +222,7 @@ impl FollowInner {
         self.dirty = true;
     }
 
+    #[inline]
     fn push(&mut self, event: Passed) {
         if self.dirty {
             return;
@@ -234,10 +236,12 @@ impl FollowInner {
     }
 
     /// The last position that the follower knows or has queued.
+    #[inline]
     fn known(&self) -> Position {
         self.queue.back().map_or(self.seen, |last| last.position)
     }
 
+    #[inline]
     fn is_idle(&self) -> bool {
         let Self {
             queue,
@@ -250,6 +254,7 @@ impl FollowInner {
         queue.is_empty() && !dirty && unstored.is_none() && finish.is_none() && end.is_none()
     }
 
+    #[inline]
     fn take(&mut self) -> Option<Step> {
         if let Some(why) = self.end {
             return Some(Step::End(why));
@@ -315,6 +320,7 @@ impl Follow {
         })
     }
 
+    #[inline]
     fn change(&self, change: impl FnOnce(&mut FollowInner)) -> Wakes {
         let mut inner = self.inner.lock();
         change(&mut inner);
@@ -325,6 +331,7 @@ impl Follow {
     /// Hands over what is stored up to `position`, or will be: an event, the end
     /// of the stream, or both. A follower that is slow loses the queue, not the
     /// event: it reads (clause F4).
+    #[inline]
     pub(super) fn pass(
         &self,
         position: Position,
@@ -399,6 +406,7 @@ impl Follow {
     }
 
     /// What is to be done next.
+    #[inline]
     pub(super) fn poll_take(&self, ear: &mut Ear, context: &Context<'_>) -> Poll<Step> {
         let waker = match &mut ear.waker {
             Some(waker) if waker.will_wake(context.waker()) => waker,

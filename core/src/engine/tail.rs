@@ -105,6 +105,7 @@ impl Sequence {
 
     /// An event that came without a read, where it is the very next one and
     /// nothing is in `out`.
+    #[inline]
     fn passed(&mut self, event: Passed) -> Option<TailEvent> {
         if !event.position.follows(event.prev, self.cursor) {
             return None;

@@ -441,6 +441,7 @@ impl<S: Storage> Shared<S> {
 }
 
 /// Hands the event of `append` over, and its end.
+#[inline]
 fn pass(follow: &Follow, append: &mut Append, position: Position) -> Wakes {
     let event = append.event.take().map(|event| Passed {
         position,
