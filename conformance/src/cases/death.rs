@@ -130,8 +130,8 @@ pub(crate) async fn a_thawed_owner_is_fenced(fleet: Fleet) -> Verdict {
     );
     let outcome = within("the outcome", patience, waiting).await?;
     claim_eq!(outcome.kind, OutcomeKind::OwnerLost);
-    // What it starts once it has said that it lives is as good as before.
-    sleep(fleet.limits().heartbeat() * 2).await;
+    // What it starts from now on is as good as before: it says first that it
+    // lives.
     let again = a.call(&id, 2).await?;
     let mut tail = b.tail_all(&id, again.stream()).await?;
     sleep(fleet.limits().lease() * 2).await;

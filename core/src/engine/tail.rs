@@ -132,6 +132,7 @@ pub(super) fn start<S: Storage>(
         sequence: Sequence::new(follow.stream.clone(), cursor),
         follow,
         ear: Ear::default(),
+        yielded: cursor,
         holding,
         ended: false,
         after: None,
@@ -181,6 +182,8 @@ struct Follower<S: Storage> {
     follow: Arc<Follow>,
     ear: Ear,
     sequence: Sequence,
+    /// What was yielded last of what was read.
+    yielded: Position,
     /// Whether this tail holds the stream, or waits silently until it is free.
     holding: bool,
     /// What comes after the events that were read.
@@ -193,6 +196,9 @@ impl<S: Storage> Follower<S> {
     fn poll_next(&mut self, context: &Context<'_>) -> Poll<Option<Next>> {
         while !self.ended {
             if let Some(event) = self.sequence.out.pop_front() {
+                if let TailEvent::Event { id, .. } = &event {
+                    self.yielded = id.position;
+                }
                 return Poll::Ready(Some(Next::Event(event)));
             }
             if let Some(why) = self.after {
@@ -254,6 +260,7 @@ impl<S: Storage> Follower<S> {
                     return;
                 }
                 let last = events.is_empty();
+                self.yielded = self.sequence.cursor;
                 self.sequence.page(events, &state);
                 self.follow.saw(self.sequence.cursor);
                 if !last {
@@ -345,9 +352,15 @@ impl<S: Storage> Drop for Follower<S> {
             self.shared.interests.remove_follow(&self.follow);
             return;
         }
+        // What was read and not yielded is for the next holder.
+        let cursor = if self.sequence.out.is_empty() {
+            self.sequence.cursor
+        } else {
+            self.yielded
+        };
         let release = Hold::Release {
             number: self.follow.number(),
-            cursor: self.sequence.cursor,
+            cursor,
         };
         let Follow {
             session, stream, ..
