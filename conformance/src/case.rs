@@ -142,6 +142,7 @@ cases! { CASES "The cases over the traits of the contract." Contract cases:
     holder {
         a_resume_takes_the_stream_over_wherever_it_is_held [E9 E2];
         a_further_get_is_silent_until_its_turn [E9];
+        a_get_is_told_where_it_begins [E9];
         waiting_gets_are_bounded [E9 F4];
         the_place_of_a_dead_holder_is_taken [E9 F3];
     }

@@ -261,8 +261,25 @@ impl Writer {
 pub(crate) struct Following(On<Tail>);
 
 impl Following {
+    /// The next item but [`begins`](Self::begins).
     pub(crate) async fn next(&mut self) -> Option<TailEvent> {
-        self.0.next().await
+        loop {
+            match self.0.next().await {
+                Some(TailEvent::Begins { .. }) => {}
+                item => return item,
+            }
+        }
+    }
+
+    /// Where a tail of the standalone stream begins, which must come first.
+    pub(crate) async fn begins(
+        &mut self,
+        patience: Duration,
+    ) -> std::result::Result<EventId, Failure> {
+        match within("where a tail begins", patience, self.0.next()).await? {
+            Some(TailEvent::Begins { after }) => Ok(after),
+            other => Err(Failure::new(format!("not where it begins: {other:?}"))),
+        }
     }
 
     /// The next item as text, which must come.

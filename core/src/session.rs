@@ -170,8 +170,9 @@ pub enum TailFrom {
     /// Strictly after this event, on its stream. Takes the stream over from
     /// whoever holds it (clause E9).
     After(EventId),
-    /// The standalone stream, from where its former holder let go of it. Where
-    /// it is held, this tail stays silent until it is free (clause E9).
+    /// The standalone stream, from where its former holder let go of it; where
+    /// that is, [`TailEvent::Begins`] tells. Where it is held, this tail stays
+    /// silent until it is free (clause E9).
     Standalone,
 }
 
@@ -199,6 +200,13 @@ pub enum EndReason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TailEvent {
+    /// A tail [`from the standalone stream`](TailFrom::Standalone) holds it from
+    /// now on, and everything after this position follows: who resumes from it
+    /// misses nothing. Comes once, before all else but an early end.
+    Begins {
+        /// The position, in the form of an event's id; there need be no event.
+        after: EventId,
+    },
     /// The next event of the stream.
     Event {
         /// Its id.

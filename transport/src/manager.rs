@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures::{Stream, stream};
 use http::request::Parts;
 use mcp_adapter_core::{
-    EndReason, Entered, ErrorKind, EventId, Position, RpcId, Session as Stored, SessionId as Key,
+    EndReason, Entered, ErrorKind, EventId, RpcId, Session as Stored, SessionId as Key,
     SessionRecord, StreamId, Tail, TailEvent, TailFrom,
 };
 use rmcp::{
@@ -117,19 +117,6 @@ impl Manager {
     ) {
         let body = self.reader(exchange, session, tail, call);
         exchange.stash.lock().body = Some(body.retry(self.registry.backends.settings.retry));
-    }
-
-    /// Whether nothing was ever sent on the standalone stream, so that its
-    /// start is where a client that listens has come to. With an id it takes
-    /// the stream over when it comes back; without one it would wait until its
-    /// former instance, if that died, is known to be dead.
-    async fn is_fresh(&self, session: &Key) -> bool {
-        let start = EventId::new(StreamId::standalone(), Position::START);
-        let sessions = &self.registry.backends.sessions;
-        match sessions.replay(session, &start, 1).await {
-            Ok(replay) => replay.events.is_empty() && !replay.more,
-            Err(error) => error.kind() == ErrorKind::StreamGone,
-        }
     }
 }
 
@@ -347,14 +334,16 @@ impl SessionManager for Manager {
     ) -> Done<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static> {
         let (exchange, session) = exchange_of(id)?;
         let stored = entered(&exchange)?.session;
-        let primed = is_primed(&stored) && self.is_fresh(&session).await;
         let sessions = &self.registry.backends.sessions;
         match sessions.tail(&session, TailFrom::Standalone).await {
             Ok(tail) => {
                 let body = self.reader(&exchange, &session, tail, None);
                 let retry = self.registry.backends.settings.retry;
-                let body = if primed {
-                    body.priming(&StreamId::standalone(), retry)
+                // With an id a client takes the stream over when it comes back;
+                // without one it would wait until its former instance, if that
+                // died, is known to be dead.
+                let body = if is_primed(&stored) {
+                    body.priming_in_turn(retry)
                 } else {
                     body.retry(retry)
                 };

@@ -75,6 +75,8 @@ pub(crate) struct EventBody {
     /// What that error says.
     failure: Option<&'static str>,
     aside: Option<Arc<Aside>>,
+    /// Where the tail begins is told with this hint on when to come back.
+    primes: Option<Option<Duration>>,
     closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     keep_alive: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -100,6 +102,7 @@ impl EventBody {
             call,
             failure: None,
             aside: None,
+            primes: None,
             closing: None,
             keep_alive,
             timer: None,
@@ -126,13 +129,15 @@ impl EventBody {
     /// Begins with an event without data whose id is the start of `stream`, so
     /// that a client whose connection breaks before the first event can resume.
     pub(crate) fn priming(mut self, stream: &StreamId, retry: Option<Duration>) -> Self {
-        let id = EventId::new(stream.clone(), Position::START);
-        // Writing to a `BytesMut` does not fail.
-        let _ = writeln!(self.pending, "id: {id}");
-        if let Some(retry) = retry {
-            let _ = writeln!(self.pending, "retry: {}", retry.as_millis());
-        }
-        self.pending.put_slice(b"data: \n\n");
+        let start = EventId::new(stream.clone(), Position::START);
+        write_priming(&mut self.pending, &start, retry);
+        self
+    }
+
+    /// As [`priming`](Self::priming), from where the tail says that it begins:
+    /// it may have to wait for its turn.
+    pub(crate) fn priming_in_turn(mut self, retry: Option<Duration>) -> Self {
+        self.primes = Some(retry);
         self
     }
 
@@ -197,6 +202,11 @@ impl EventBody {
             && let Some(tail) = &mut self.tail
         {
             match Pin::new(tail).poll_next(context) {
+                Poll::Ready(Some(TailEvent::Begins { after })) => {
+                    if let Some(retry) = self.primes.take() {
+                        write_priming(&mut self.pending, &after, retry);
+                    }
+                }
                 Poll::Ready(Some(TailEvent::Event { id, data })) => {
                     write_event(&mut self.pending, Some(&id), &data);
                 }
@@ -263,6 +273,15 @@ impl Body for EventBody {
     }
 }
 
+fn write_priming(out: &mut BytesMut, id: &EventId, retry: Option<Duration>) {
+    // Writing to a `BytesMut` does not fail.
+    let _ = writeln!(out, "id: {id}");
+    if let Some(retry) = retry {
+        let _ = writeln!(out, "retry: {}", retry.as_millis());
+    }
+    out.put_slice(b"data: \n\n");
+}
+
 fn write_event(out: &mut BytesMut, id: Option<&EventId>, data: &[u8]) {
     if let Some(id) = id {
         let _ = writeln!(out, "id: {id}");
@@ -317,6 +336,22 @@ mod tests {
             text(body).await,
             "id: s.0.0\nretry: 1500\ndata: \n\nid: s.1.1\ndata: {}\n\nid: s.1.2\ndata: a\ndata: b\n\n"
         );
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_primed_where_it_begins() {
+        let events = || {
+            let after = EventId::new("s".parse().unwrap(), Position::new(1, 4));
+            let events = [TailEvent::Begins { after }, event(5, "{}")];
+            Tail::new(stream::iter(events).boxed())
+        };
+        let body = EventBody::new(events(), None, None).priming_in_turn(None);
+        assert_eq!(
+            text(body).await,
+            "id: s.1.4\ndata: \n\nid: s.1.5\ndata: {}\n\n"
+        );
+        let unprimed = EventBody::new(events(), None, None);
+        assert_eq!(text(unprimed).await, "id: s.1.5\ndata: {}\n\n");
     }
 
     #[tokio::test]

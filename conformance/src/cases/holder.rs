@@ -79,6 +79,32 @@ pub(crate) async fn a_further_get_is_silent_until_its_turn(fleet: Fleet) -> Verd
     Ok(())
 }
 
+pub(crate) async fn a_get_is_told_where_it_begins(fleet: Fleet) -> Verdict {
+    let [a, b] = fleet.instances().await?;
+    let patience = fleet.patience();
+    let id = a.session().await?;
+    let mut first = a.get(&id).await?;
+    // Before anything is stored.
+    let start = first.begins(patience).await?;
+    claim!(start.stream.is_standalone(), "{start}");
+    let one = b.append(&id, "1").await?;
+    claim_eq!(first.text(patience).await?, "1");
+    let mut second = b.get(&id).await?;
+    drop(first);
+    claim_eq!(second.begins(patience).await?, one);
+    let two = a.append(&id, "2").await?;
+    claim_eq!(second.text(patience).await?, "2");
+    // Where it began is where to come back to, whoever comes.
+    for (from, expected) in [(start, &["1", "2"][..]), (one, &["2"]), (two, &[])] {
+        let mut resumed = a.tail(&id, TailFrom::After(from)).await?;
+        for expected in expected {
+            claim_eq!(resumed.text(patience).await?, *expected);
+        }
+    }
+    claim_eq!(second.until_end(patience).await?, ["end: Superseded"]);
+    Ok(())
+}
+
 pub(crate) async fn waiting_gets_are_bounded(fleet: Fleet) -> Verdict {
     let fleet = fleet.with(|limits| limits.waiting_streams(2))?;
     let a = fleet.instance().await?;

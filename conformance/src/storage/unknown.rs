@@ -184,6 +184,11 @@ pub(crate) async fn lost_knocks_are_made_up_for_by_the_engine(store: Store) -> V
     let start = EventId::new(writer.stream().clone(), Position::START);
     let mut tail = deaf.tail(&id, TailFrom::After(start)).await?;
     let mut get = deaf.tail(&id, TailFrom::Standalone).await?;
+    let begins = within("where a tail begins", PATIENCE, get.next()).await?;
+    claim!(
+        matches!(begins, Some(TailEvent::Begins { .. })),
+        "{begins:?}"
+    );
     let asked = NewClientRequest::new(RpcId::Number(3));
     let waiting = ClientRequestAdapter::create(&deaf, &id, asked).await?;
     for n in 1..=5 {

@@ -436,7 +436,11 @@ impl Follow {
     /// The event at `position` is stored: if it was passed and dropped since,
     /// it can be read now.
     pub(super) fn stored(&self, position: Position) -> Wakes {
-        self.change(|inner| inner.dirty |= position > inner.known())
+        if self.is_behind(position) {
+            self.dirty()
+        } else {
+            Wakes(None)
+        }
     }
 }
 

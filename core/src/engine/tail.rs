@@ -53,6 +53,14 @@ impl Sequence {
         }
     }
 
+    /// Begins to hold the stream at `cursor`.
+    fn begin(&mut self, cursor: Position) {
+        self.cursor = cursor;
+        self.out.push_back(TailEvent::Begins {
+            after: EventId::new(self.stream.clone(), cursor),
+        });
+    }
+
     fn gap(&mut self, oldest: Option<Position>) {
         // One gap says all: two in a row have nothing between them.
         if !matches!(self.out.back(), Some(TailEvent::Gap { .. })) {
@@ -300,7 +308,8 @@ impl<S: Storage> Follower<S> {
             match held {
                 Some(Held::Done { number, cursor, .. }) => {
                     if self.shared.interests.adopt(&self.follow, number) {
-                        self.sequence.cursor = cursor;
+                        self.sequence.begin(cursor);
+                        self.yielded = cursor;
                         self.follow.saw(cursor);
                         self.holding = true;
                         self.follow.drop_queue();

@@ -9,7 +9,7 @@ use mcp_adapter_core::{
 };
 
 use super::support::{
-    self, Fleet, all, bytes, next, number, open, record, session, start_of, text,
+    self, Fleet, all, begins, bytes, next, number, open, record, session, start_of, text,
 };
 
 fn limits() -> mcp_adapter_core::LimitsBuilder {
@@ -152,6 +152,40 @@ async fn a_second_plain_get_is_silent_until_the_first_ends() {
     for expected in ["before any get", "one", "two"] {
         assert_eq!(text(&mut resumed).await, expected);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_get_begins_where_the_former_yielded_last() {
+    let fleet = Fleet::new(limits().build().unwrap());
+    let (a, b) = (fleet.instance(), fleet.instance());
+    let id = session();
+    a.engine.create(&id, record()).await.unwrap();
+    let mut ids = Vec::new();
+    for text in ["1", "2", "3"] {
+        ids.push(a.engine.append(&id, bytes(text)).await.unwrap());
+    }
+    let mut first = a.engine.tail(&id, TailFrom::Standalone).await.unwrap();
+    assert_eq!(begins(&mut first).await, Position::START);
+    let mut second = b.engine.tail(&id, TailFrom::Standalone).await.unwrap();
+    // All three are read, and one is yielded.
+    assert_eq!(text(&mut first).await, "1");
+    drop(first);
+    assert_eq!(begins(&mut second).await, ids[0].position);
+    assert_eq!(text(&mut second).await, "2");
+    assert_eq!(text(&mut second).await, "3");
+    drop(second);
+    let mut third = a.engine.tail(&id, TailFrom::Standalone).await.unwrap();
+    assert_eq!(begins(&mut third).await, ids[2].position);
+    a.engine.append(&id, bytes("4")).await.unwrap();
+    assert_eq!(text(&mut third).await, "4");
+    // Who was told where it begins can come back there.
+    let mut resumed = b
+        .engine
+        .tail(&id, TailFrom::After(ids[2].clone()))
+        .await
+        .unwrap();
+    assert_eq!(text(&mut third).await, "Superseded");
+    assert_eq!(text(&mut resumed).await, "4");
 }
 
 #[tokio::test(start_paused = true)]

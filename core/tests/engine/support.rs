@@ -260,8 +260,25 @@ pub(crate) fn number(id: i64) -> RpcId {
     RpcId::Number(id)
 }
 
-/// The next item of a tail, which must come.
+/// The next item of a tail but [`begins`], which must come.
 pub(crate) async fn next(tail: &mut Tail) -> TailEvent {
+    loop {
+        let item = any(tail).await;
+        if !matches!(item, TailEvent::Begins { .. }) {
+            return item;
+        }
+    }
+}
+
+/// Where a tail of the standalone stream begins, which must come first.
+pub(crate) async fn begins(tail: &mut Tail) -> Position {
+    match any(tail).await {
+        TailEvent::Begins { after } => after.position,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn any(tail: &mut Tail) -> TailEvent {
     let item = tokio::time::timeout(Duration::from_secs(120), tail.next()).await;
     item.expect("the tail is not stuck")
         .expect("a tail ends with End")

@@ -271,8 +271,12 @@ async fn a_listener_whose_instance_dies_comes_back_to_its_place() {
     for i in 1..=2 {
         assert_eq!(listening.message().await.unwrap()["params"]["data"], i);
     }
-    // A further plain GET is not at the start, and is not told that it is.
-    drop(listening);
+    // A further plain GET waits for its turn and is told where it begins then:
+    // not at the start.
     let mut plain = client.resume(&fleet.b.url, None).await.unwrap();
-    assert_eq!(plain.next().await.unwrap().unwrap().id, None);
+    let last = listening.last.clone().unwrap();
+    drop(listening);
+    let primed = plain.next().await.unwrap().unwrap();
+    assert_eq!(primed.message, serde_json::Value::Null);
+    assert_eq!(primed.id.as_deref(), Some(&*last));
 }

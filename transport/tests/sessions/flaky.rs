@@ -7,10 +7,7 @@ use std::sync::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{
-    future::{BoxFuture, FutureExt},
-    stream::BoxStream,
-};
+use futures::stream::BoxStream;
 use mcp_adapter_core::{
     Ack, Adapter, Answer, Applied, Cancelled, Capabilities, Channel, ClientRequestAdapter,
     Delivery, Entered, Error, EventId, Health, InstanceId, NewClientRequest, OutcomeKind,

@@ -231,6 +231,7 @@ impl Reader {
                 self.push(What::Unstored { reader, event });
             }
             TailEvent::Gap { .. } => self.push(What::Gap { reader }),
+            TailEvent::Begins { .. } => {}
             other => self.push(What::Fault(format!("reader {reader}: {other:?}"))),
         }
     }
