@@ -10,11 +10,12 @@
 //!    folder of its own, both gone when the test ends.
 //!
 //! Where there is none of them the case **fails**: a suite that did not run is
-//! not green. [`Redis`] and [`Postgres`] start servers that a test has for
-//! itself, to stop, kill and restart them.
+//! not green. [`Redis`], [`Postgres`] and [`PgBouncer`] start servers that a test
+//! has for itself, to stop, kill and restart them.
 
 #[cfg(feature = "testcontainers")]
 mod container;
+mod pgbouncer;
 mod postgres;
 mod redis;
 
@@ -27,7 +28,11 @@ use std::{
 
 use parking_lot::Mutex;
 
-pub use self::{postgres::Postgres, redis::Redis};
+pub use self::{
+    pgbouncer::PgBouncer,
+    postgres::Postgres,
+    redis::{Redis, RedisCluster, RedisSentinel},
+};
 
 /// There is no server.
 #[derive(Debug)]

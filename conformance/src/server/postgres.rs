@@ -110,7 +110,7 @@ fn versions() -> Vec<PathBuf> {
 }
 
 /// Postgres does not run as root: then it runs as the user `postgres`.
-fn unprivileged() -> Result<Option<User>, ServerError> {
+pub(super) fn unprivileged() -> Result<Option<User>, ServerError> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
@@ -150,7 +150,7 @@ fn init(initdb: &Path, data: &Path, user: Option<User>) -> Result<(), ServerErro
 
 /// A start-up packet of protocol 3.0; a server that is not ready answers with an
 /// error, one that is with `R`, the authentication.
-fn is_ready(addr: SocketAddr) -> bool {
+pub(super) fn is_ready(addr: SocketAddr) -> bool {
     const PARAMETERS: &[u8] = b"user\0postgres\0database\0postgres\0\0";
     let mut packet = Vec::new();
     let length = u32::try_from(PARAMETERS.len() + 8).unwrap_or(0);
