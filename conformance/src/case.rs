@@ -241,6 +241,16 @@ cases! { STORAGE_CASES "The cases over the storage seam." Storage storage:
         numbers_and_strings_differ [C3];
         the_event_and_the_finish_are_seen_at_once [E8];
     }
+    rule {
+        a_finish_tells_of_events_that_never_came [E5 E8];
+        a_dead_owners_finish_is_fenced [F3 E1];
+        a_claim_opens_epoch_two_at_least [F3];
+        a_repeated_settle_leaves_the_next_request_alone [C2 C7];
+        a_hold_is_taken_from_the_number_that_was_named [E9];
+        an_append_tells_who_holds_the_stream [E2];
+        a_shared_append_to_a_call_is_fenced [E1];
+        what_has_expired_is_not_counted [S6 S3];
+    }
     limit {
         an_append_trims_the_oldest [E4 E5];
         a_page_begins_strictly_after_and_ends_in_time [E2];
@@ -264,5 +274,6 @@ cases! { STORAGE_CASES "The cases over the storage seam." Storage storage:
     doorbell {
         knocks_go_to_their_door [F2 SG];
         the_step_that_writes_wakes [E2 C5 F2];
+        a_doorbell_that_lags_says_so [F2];
     }
 }

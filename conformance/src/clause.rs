@@ -7,8 +7,7 @@ macro_rules! clauses {
         /// A clause of the contract, as the documentation of
         /// [`mcp_adapter_core`] names it.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        #[allow(missing_docs, reason = "`text` says what each promises")]
-        pub enum Clause { $($name,)+ }
+        pub enum Clause { $(#[doc = $text] $name,)+ }
 
         impl Clause {
             /// All clauses, in order.

@@ -107,6 +107,8 @@ pub(crate) struct Fleet {
     open: Arc<Open>,
     options: Options,
     limits: Limits,
+    /// As the test file says.
+    declared: Capabilities,
     /// The unit of all times: far above the backend's granularity.
     tick: Duration,
     patience: Duration,
@@ -126,6 +128,7 @@ impl Fleet {
             open: Arc::clone(open),
             options: Options::new(namespace, limits.clone()),
             limits,
+            declared: capabilities,
             tick,
             patience: patience + tick * 100,
             opened: Arc::default(),
@@ -191,6 +194,12 @@ impl Fleet {
             node: Arc::clone(&node),
             adapter: Arc::clone(&adapter),
         });
+        if let Some(claim) = overclaim(self.declared, adapter.capabilities()) {
+            return Err(Failure::new(format!(
+                "the adapter claims more of itself than the test file says, so that it is not \
+                 certified: {claim}"
+            )));
+        }
         Ok(Instance::new(node, adapter, link))
     }
 
@@ -238,6 +247,17 @@ impl Fleet {
     }
 }
 
+/// What an adapter tells its users that the suite was not told.
+fn overclaim(declared: Capabilities, told: Capabilities) -> Option<&'static str> {
+    let claims = [
+        (told.shared && !declared.shared, "`Capabilities::shared`"),
+        (told.durable && !declared.durable, "`Capabilities::durable`"),
+        (told.push && !declared.push, "`Capabilities::push`"),
+    ];
+    let mut claims = claims.into_iter();
+    claims.find_map(|(too_much, what)| too_much.then_some(what))
+}
+
 const CLOSING: Duration = Duration::from_secs(2);
 
 /// Boxes what opens an adapter.
@@ -252,4 +272,21 @@ where
             .map(|adapter| adapter.map(|adapter| Arc::new(adapter) as Arc<dyn Adapter>))
             .boxed()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_may_claim_less_than_it_is_certified_for_and_no_more() {
+        let server = Capabilities::server(Duration::from_millis(1));
+        let memory = Capabilities::in_process();
+        assert_eq!(overclaim(server, memory), None);
+        assert_eq!(overclaim(memory, memory), None);
+        assert_eq!(overclaim(memory, server), Some("`Capabilities::shared`"));
+        let mut polling = server;
+        polling.push = false;
+        assert_eq!(overclaim(polling, server), Some("`Capabilities::push`"));
+    }
 }

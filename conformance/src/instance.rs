@@ -16,7 +16,7 @@ use crate::{
     faults::Link,
     fleet::{Frozen, Node},
     on::On,
-    wait::{Failure, within},
+    wait::{Failure, helper, within},
 };
 
 /// An instance. Dropping it does not end it; the end of the case does.
@@ -283,39 +283,46 @@ impl Following {
     }
 
     /// The next item as text, which must come.
-    pub(crate) async fn text(
+    #[track_caller]
+    pub(crate) fn text(
         &mut self,
         patience: Duration,
-    ) -> std::result::Result<String, Failure> {
-        let item = within("the next item of a tail", patience, self.next()).await?;
-        Ok(item.as_ref().map_or_else(|| "nothing".into(), show))
+    ) -> impl Future<Output = std::result::Result<String, Failure>> {
+        helper(async move {
+            let item = within("the next item of a tail", patience, self.next()).await?;
+            Ok(item.as_ref().map_or_else(|| "nothing".into(), show))
+        })
     }
 
     /// All items up to the end, which must come; then nothing follows.
-    pub(crate) async fn until_end(
+    #[track_caller]
+    pub(crate) fn until_end(
         &mut self,
         patience: Duration,
-    ) -> std::result::Result<Vec<String>, Failure> {
-        let mut items = Vec::new();
-        loop {
-            let what = || format!("the end of a tail, after {items:?}");
-            let Ok(item) = within("", patience, self.next()).await else {
-                return Err(Failure::new(what()));
-            };
-            let Some(item) = item else {
-                return Err(Failure::new(format!(
-                    "{items:?}: a tail ends with a reason"
-                )));
-            };
-            items.push(show(&item));
-            if matches!(item, TailEvent::End(_)) {
-                let after = within("the end of the stream", patience, self.next()).await?;
-                if let Some(after) = after {
-                    return Err(Failure::new(format!("after the end comes {after:?}")));
+    ) -> impl Future<Output = std::result::Result<Vec<String>, Failure>> {
+        helper(async move {
+            let mut items = Vec::new();
+            loop {
+                let Ok(item) = within("", patience, self.next()).await else {
+                    return Err(Failure::new(format!(
+                        "a tail has neither an event nor an end for {patience:?}; it had {items:?}"
+                    )));
+                };
+                let Some(item) = item else {
+                    return Err(Failure::new(format!(
+                        "a tail ends without a reason; it had {items:?}"
+                    )));
+                };
+                items.push(show(&item));
+                if matches!(item, TailEvent::End(_)) {
+                    let after = within("nothing more after an end", patience, self.next()).await?;
+                    if let Some(after) = after {
+                        return Err(Failure::new(format!("after the end comes {after:?}")));
+                    }
+                    return Ok(items);
                 }
-                return Ok(items);
             }
-        }
+        })
     }
 }
 

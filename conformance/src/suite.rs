@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
     sync::Arc,
@@ -9,12 +10,13 @@ use std::{
 };
 
 use libtest_mimic::{Arguments, Trial};
-use mcp_adapter_core::{Adapter, Capabilities, storage::Storage};
+use mcp_adapter_core::{Adapter, Capabilities, Engine, storage::Storage};
 
 use crate::{
     case::{Absent, CASES, Case, Run, STORAGE_CASES},
     fleet::{BoxError, Fleet, Open, opener},
     options::Options,
+    preflight::{self, Preflight},
     storage::{OpenStorage, Store, storage_opener},
     wait::Failure,
 };
@@ -24,11 +26,31 @@ const CASE_TIME: Duration = Duration::from_secs(120);
 /// Cases wait more than they compute.
 const THREADS: usize = 4;
 
+/// Certifies a backend: the `main` of a `harness = false` test. All cases, those
+/// of [`run_storage`] and those of [`run`] over an [`Engine`] with it, in one run
+/// with one verdict.
+///
+/// `open` opens a storage, for one instance. It is called several times per case;
+/// the same [`Options::namespace`] means the same store. The usual arguments of
+/// `cargo test` are understood; listing the cases opens nothing, which is why
+/// the capabilities are said here and not asked of the storage. A storage that
+/// claims more of itself than is said here fails.
+#[must_use = "it is the verdict, and the exit code of the test"]
+pub fn certify<S, O, F>(name: &str, capabilities: Capabilities, open: O) -> ExitCode
+where
+    S: Storage,
+    O: Fn(Options) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<S, BoxError>> + Send + 'static,
+{
+    Suite::new(name, capabilities).certify(open)
+}
+
 /// Certifies an adapter: the `main` of a `harness = false` test.
 ///
-/// `open` opens an instance. It is called several times per case; the same
-/// [`Options::namespace`] means the same store. What ends the test are the
-/// usual arguments of `cargo test`; listing the cases opens nothing.
+/// `open` opens an instance, as the one of [`certify`] opens a storage. What
+/// this leaves out are the steps of the storage: see
+/// [`Suite::with_storage`].
+#[must_use = "it is the verdict, and the exit code of the test"]
 pub fn run<A, O, F>(name: &str, capabilities: Capabilities, open: O) -> ExitCode
 where
     A: Adapter,
@@ -40,6 +62,8 @@ where
 
 /// Certifies the steps of a [`Storage`]: the `main` of a `harness = false` test.
 /// The full contract is certified by [`run`]; this tells which step is wrong.
+/// [`certify`] does both.
+#[must_use = "it is the verdict, and the exit code of the test"]
 pub fn run_storage<S, O, F>(name: &str, open: O) -> ExitCode
 where
     S: Storage,
@@ -47,34 +71,58 @@ where
     F: Future<Output = Result<S, BoxError>> + Send + 'static,
 {
     let open = storage_opener(open);
-    let name = name.to_owned();
-    let trials = STORAGE_CASES.iter().map(|case| {
-        let (open, suite) = (Arc::clone(&open), name.clone());
+    let trials = storage_trials(name, &open);
+    let suite = name.to_owned();
+    conclude(trials, &|| preflight_of_storage(&suite, &open))
+}
+
+fn storage_trials(name: &str, open: &Arc<OpenStorage>) -> Vec<Trial> {
+    let trial = |case: &'static Case| {
+        let (open, suite) = (Arc::clone(open), name.to_owned());
         let run = move || run_storage_case(case, &suite, &open);
         Trial::test(format!("{name}::storage::{}", case.name), move || {
             run().map_err(Into::into)
         })
-    });
-    conclude(trials.collect())
+    };
+    STORAGE_CASES.iter().map(trial).collect()
 }
 
-fn conclude(trials: Vec<Trial>) -> ExitCode {
+fn preflight_of_storage(suite: &str, open: &Arc<OpenStorage>) -> Result<(), String> {
+    let store = || Store::new(open, namespace(suite));
+    on_a_runtime(preflight::storages(store(), store()))
+}
+
+fn conclude(trials: Vec<Trial>, preflight: &Preflight<'_>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(THREADS);
-    let conclusion = libtest_mimic::run(&arguments, trials);
+    let passed = preflight::guard(&arguments, trials, preflight);
     #[cfg(unix)]
     crate::server::stop();
-    conclusion.exit_code()
+    match passed {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
 }
 
-/// The suite for one adapter, where [`run`] says too little.
-#[derive(Debug, Clone)]
+/// The suite for one adapter, where [`certify`] and [`run`] say too little.
+#[derive(Clone)]
 #[must_use = "it does nothing unless it is run"]
 pub struct Suite {
     name: String,
     capabilities: Capabilities,
     absent: Vec<Absent>,
     patience: Duration,
+    storage: Option<Arc<OpenStorage>>,
+}
+
+impl fmt::Debug for Suite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Suite")
+            .field("name", &self.name)
+            .field("capabilities", &self.capabilities)
+            .field("absent", &self.absent)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Suite {
@@ -96,6 +144,7 @@ impl Suite {
             capabilities,
             absent,
             patience: Duration::from_secs(10),
+            storage: None,
         }
     }
 
@@ -112,20 +161,73 @@ impl Suite {
         self
     }
 
+    /// Has [`run`](Self::run) certify the steps of the storage below the adapter
+    /// as well, in the same run. For adapters that are opened in their own way;
+    /// where an [`Engine`] over the storage is all, [`certify`](Self::certify)
+    /// needs no second closure.
+    pub fn with_storage<S, O, F>(mut self, open: O) -> Self
+    where
+        S: Storage,
+        O: Fn(Options) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<S, BoxError>> + Send + 'static,
+    {
+        self.storage = Some(storage_opener(open));
+        self
+    }
+
     /// Why a case is ignored, if it is.
     #[must_use]
     pub fn ignores(&self, case: &Case) -> Option<Absent> {
         case.needs.filter(|absent| self.absent.contains(absent))
     }
 
-    /// As [`run`].
+    /// As [`run`](run()).
+    #[must_use = "it is the verdict, and the exit code of the test"]
     pub fn run<A, O, F>(self, open: O) -> ExitCode
     where
         A: Adapter,
         O: Fn(Options) -> F + Send + Sync + 'static,
         F: Future<Output = Result<A, BoxError>> + Send + 'static,
     {
-        conclude(self.trials(&opener(open)))
+        let open = opener(open);
+        let mut trials = self
+            .storage
+            .as_ref()
+            .map_or_else(Vec::new, |storage| storage_trials(&self.name, storage));
+        trials.extend(self.trials(&open));
+        conclude(trials, &|| {
+            if let Some(storage) = &self.storage {
+                preflight_of_storage(&self.name, storage)?;
+            }
+            self.preflight(&open)
+        })
+    }
+
+    /// As [`certify`](certify()).
+    #[must_use = "it is the verdict, and the exit code of the test"]
+    pub fn certify<S, O, F>(mut self, open: O) -> ExitCode
+    where
+        S: Storage,
+        O: Fn(Options) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<S, BoxError>> + Send + 'static,
+    {
+        let open = storage_opener(open);
+        self.storage = Some(Arc::clone(&open));
+        self.run(move |options| {
+            let limits = options.limits().clone();
+            let opening = open(options);
+            async move { Ok(Engine::new(opening.await?, limits)) }
+        })
+    }
+
+    fn preflight(&self, open: &Arc<Open>) -> Result<(), String> {
+        let fleets = [(), ()].map(|()| self.fleet(open));
+        let [one, other] = fleets.clone();
+        let verdict = on_a_runtime(preflight::instances(one, other));
+        for fleet in fleets {
+            fleet.end();
+        }
+        verdict
     }
 
     fn trials(&self, open: &Arc<Open>) -> Vec<Trial> {
@@ -153,16 +255,17 @@ impl Suite {
         check(CASES, runs, |case| self.run_case(case, &open))
     }
 
+    /// On a store of its own.
+    fn fleet(&self, open: &Arc<Open>) -> Fleet {
+        let namespace = namespace(&self.name);
+        Fleet::new(open, namespace, self.capabilities, self.patience)
+    }
+
     fn run_case(&self, case: &Case, open: &Arc<Open>) -> Result<(), String> {
         let Run::Contract(body) = case.run else {
             return Ok(());
         };
-        let fleet = Fleet::new(
-            open,
-            namespace(&self.name),
-            self.capabilities,
-            self.patience,
-        );
+        let fleet = self.fleet(open);
         let verdict = on_a_runtime(body(fleet.clone()));
         let ended = catch_unwind(AssertUnwindSafe(|| fleet.end()));
         verdict?;

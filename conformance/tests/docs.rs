@@ -19,6 +19,33 @@ fn the_table_of_clauses_is_up_to_date() {
     );
 }
 
+/// The documentation of the contract shows the same sentences.
+#[test]
+fn the_clauses_of_the_core_are_up_to_date() {
+    const MARKS: (&str, &str) = (
+        "<!-- clauses: generated, see conformance/tests/docs.rs -->\n",
+        "<!-- /clauses -->\n",
+    );
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../core/README.md");
+    let Ok(readme) = fs::read_to_string(&path) else {
+        return; // this crate was unpacked alone
+    };
+    let row = |clause: &Clause| format!("| {clause} | {} |\n", clause.text());
+    let rows: String = Clause::ALL.iter().map(row).collect();
+    let table = format!("\n| clause | promise |\n|---|---|\n{rows}\n");
+    let (before, rest) = readme.split_once(MARKS.0).unwrap();
+    let (found, after) = rest.split_once(MARKS.1).unwrap();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        let text = format!("{before}{}{table}{}{after}", MARKS.0, MARKS.1);
+        fs::write(&path, text).unwrap();
+    } else {
+        assert!(
+            found == table,
+            "core/README.md is stale: run with UPDATE_DOCS=1"
+        );
+    }
+}
+
 #[test]
 fn every_clause_has_a_case_that_no_backend_may_skip() {
     for clause in Clause::ALL {

@@ -3,9 +3,15 @@
 //! A backend implements [`Storage`]: a score of domain steps, each a single
 //! atomic statement, script or transaction, and each safe to repeat. It decides
 //! nothing else: retries, batches, waits, wake-ups, deaths, epochs and limits
-//! are the [`Engine`](crate::Engine)'s.
+//! are the [`Engine`](crate::Engine)'s. Names such as E4 are clauses of
+//! [the contract](crate#the-contract).
 //!
-//! Rules that hold for every step:
+//! An implementation needs the crates `async-trait`, `bytes` and `futures` in
+//! the versions of this one. The suite of `mcp-adapter-conformance` certifies it.
+//!
+//! # Rules
+//!
+//! They hold for every step:
 //!
 //! - **Twice is once.** The engine repeats a step whose answer was lost, and
 //!   client libraries repeat on their own. A repeat changes nothing and answers
@@ -13,15 +19,41 @@
 //! - **Existence is decided in the step.** A write to a session that is missing,
 //!   deleted or expired (by the backend's clock, swept or not) changes nothing.
 //! - **Time is the backend's.** Durations come in, deadlines are computed and
-//!   compared there.
+//!   compared there, by a clock that all instances share. Within one process any
+//!   monotonic clock will do; tokio's is only needed by tests that pause it.
 //! - **A command may come late.** What timed out may still sit in a buffer and be
 //!   executed after everybody gave up. Names and positions make it harmless; for
 //!   `create`, a deleted session leaves its creator's token behind for longer
 //!   than any command can be held up. A backend in the same process has no such
-//!   buffers.
-//! - **Use slides expiry** in [`enter`](Storage::enter) that finds its session,
-//!   in appends that are stored, and in reads that ask for it; in nothing else.
-//! - **A knock is a hint.** Losing, repeating or reordering it is allowed.
+//!   buffers, and need remember nobody.
+//! - **Use slides expiry** in an [`enter`](Storage::enter) that answers
+//!   [`Entered::Session`], in appends that answer [`Appended::Stored`], repeats
+//!   included, and in reads that ask for it; in nothing else. What is refused
+//!   slides nothing.
+//! - **A knock is a hint.** Losing, repeating or reordering it is allowed. Only a
+//!   doorbell that knows that it lost some has to say so: see
+//!   [`doorbell`](Storage::doorbell).
+//! - **A batch has one answer per entry**, in the order of the entries, each on
+//!   its own merits: one that is refused holds up no other.
+//!
+//! # Who knocks
+//!
+//! Some steps knock at a [`Door`] as part of the write. What they send is
+//! [`Knock::Wake`] with the session and this [`Target`]:
+//!
+//! | step | when | at the door of | target |
+//! |---|---|---|---|
+//! | [`append`](Storage::append) | it answers [`Appended::Stored`] | [`Append::wake`], if any | [`Target::Stream`] |
+//! | [`settle`](Storage::settle) | it answers [`Settled::Won`] | the request's owner | [`Target::Request`] |
+//! | [`mark_cancel`](Storage::mark_cancel) | it answers [`Cancelled::Marked`] | the stream's owner | [`Target::Stream`] |
+//! | [`claim`](Storage::claim) | a stream is ended | its holder, if any | [`Target::Stream`] |
+//! | [`sweep`](Storage::sweep) | a dead owner's stream is ended | its holder, if any | [`Target::Stream`] |
+//! | [`knock`](Storage::knock) | always | as it is told | as it is told |
+//!
+//! A repeat may knock again or not. All other steps knock at nobody: whom an
+//! answer names, in [`Appended::Stored::holder`], [`Held::Done::former`],
+//! [`Put::Replaced`] or the list of [`delete`](Storage::delete), the engine knocks
+//! at, by [`knock`](Storage::knock).
 
 mod link;
 mod request;
@@ -60,7 +92,8 @@ pub struct Profile {
     /// What it offers to users.
     pub capabilities: Capabilities,
     /// Every step completes at its first poll: the engine calls it in the
-    /// caller's task, with no lane between.
+    /// caller's task, with no lane between. [`attach`](Storage::attach) and
+    /// [`doorbell`](Storage::doorbell) may wait all the same.
     pub inline: bool,
     /// Appends in one batch, at most.
     pub batch_events: usize,
@@ -107,10 +140,13 @@ pub struct Generation(pub Arc<str>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Swept {
     /// Expired things that were removed, and streams and requests of the dead
-    /// that were ended.
+    /// that were ended. A session with all that is in it is one thing, a stream
+    /// with its events another, and so is a request.
     pub removed: usize,
     /// Whether there is more to do: the budget ran out, or not every session was
-    /// searched yet for what belongs to the dead.
+    /// searched yet for what belongs to the dead. It may be true although the
+    /// last thing took the last of the budget; a step that has looked at all and
+    /// found less than its budget says `false`.
     pub more: bool,
 }
 
@@ -129,14 +165,26 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     async fn attach(&self, me: InstanceId) -> Result<Generation>;
 
     /// Opens the one wake-up link of this instance. Its end or an error means
-    /// that knocks may have been lost (F2).
+    /// that knocks may have been lost (F2). A link that goes on although it has
+    /// dropped some, because nobody took them in time, yields
+    /// [`Knock::Everything`] in their place.
+    ///
+    /// Knocks come through that are made after this returns. Called again by the
+    /// same instance, the new link has all of them; the earlier one may end, or
+    /// go on beside it.
     async fn doorbell(&self, me: InstanceId) -> Result<BoxStream<'static, Result<Knock>>>;
 
-    /// Creates a session; `false` where a live one has the key (S1).
+    /// Creates a session, at revision 1; `false` where a live one has the key
+    /// that somebody else created (S1). The repeat by its creator is `true` for as
+    /// long as the session lives, and changes nothing of it.
+    ///
+    /// After a [`delete`](Self::delete) the key is free for other creators. For
+    /// the deleted session's own it is `false` where a command may come late;
+    /// within one process it does not matter.
     async fn create(&self, session: &NewSession) -> Result<bool>;
 
     /// Reads a session, slides its expiry and opens a stream, in one round
-    /// trip (S3, E4).
+    /// trip (S3, E4). See [`OpenStream`] for the order of its checks.
     async fn enter(
         &self,
         session: &SessionKey,
@@ -144,13 +192,15 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
         open: Option<&OpenStream>,
     ) -> Result<Entered>;
 
-    /// Replaces the record if the revision is this (S2). Storing the same
-    /// record at the next revision is a repeat.
+    /// Replaces the record if the revision is this, and raises that by one (S2).
+    /// Where the stored revision is the next one with the same record, this is a
+    /// repeat, and [`Updated::Done`] with it.
     async fn update(&self, session: &SessionKey, revision: u64, record: Bytes) -> Result<Updated>;
 
     /// Removes a session with all that belongs to it (S4) and names the
-    /// instances that own or hold something of it; `None` where the principal
-    /// has no such session.
+    /// instances that own an open stream of it, hold a stream or wait for a
+    /// request; naming more, or one of them twice, is harmless. `None` where the
+    /// principal has no such session, and so for a repeat.
     async fn delete(
         &self,
         session: &SessionKey,
@@ -159,6 +209,10 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
 
     /// Appends a batch, in order, each entry on its own merits (E1, E4, E6,
     /// E8); wakes [`Append::wake`] and slides the sessions' expiry (S3).
+    ///
+    /// Where this fails, what was stored of each stream is the beginning of its
+    /// entries: no later one without the earlier. The engine repeats the batch,
+    /// and what stands at or before the last that was stored is a repeat.
     async fn append(&self, batch: &[Append]) -> Result<Vec<Appended>>;
 
     /// [`append`](Self::append) of one entry, without waiting. Called only
@@ -175,7 +229,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// Reads pages and states (E2).
     async fn read(&self, cursors: &[Cursor]) -> Result<Vec<Read>>;
 
-    /// Changes a stream's holder (E9).
+    /// Changes a stream's holder (E9). Knocks at nobody.
     async fn hold(
         &self,
         session: &SessionKey,
@@ -184,8 +238,12 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
         hold: Hold,
     ) -> Result<Held>;
 
-    /// Brings a session's events under `max_bytes`: the oldest finished streams
-    /// go first, then the oldest events (E4). Returns what is left.
+    /// Brings a session's events under `max_bytes`, that is, to no more than
+    /// these (E4). Finished streams go first, as a whole, the one that would
+    /// expire first before the others; then events of open streams, of each
+    /// stream the oldest first, and across streams by age as well as the backend
+    /// can tell. A stream that is emptied so stays, with its top. Returns the
+    /// bytes that are left; 0 where there is no such session.
     async fn shrink(&self, session: &SessionKey, max_bytes: u64) -> Result<u64>;
 
     /// Stores client requests (C1, C7).
@@ -198,23 +256,29 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     async fn requests(&self, keys: &[RequestKey]) -> Result<Vec<RequestState>>;
 
     /// Marks the one open stream of this request as cancelled and wakes its
-    /// owner; `None` where there is no such session.
+    /// owner; of two or more none is marked. `None` where there is no such
+    /// session.
     async fn mark_cancel(&self, session: &SessionKey, id: &RpcId) -> Result<Option<Cancelled>>;
 
-    /// Writes this instance's heartbeat, kept for `ttl`, and reads all (F3).
+    /// Writes this instance's heartbeat, kept for `ttl`, and reads all, this one
+    /// included (F3). A counter lower than the stored one is ignored: the answer
+    /// has the higher.
     async fn heartbeat(&self, me: Beat, ttl: Duration) -> Result<Vec<Beat>>;
 
-    /// Ends streams of dead owners and wakes their holders; the number of those
-    /// that are ended now (F3).
+    /// Ends streams of dead owners and wakes their holders. The number of streams
+    /// that this step ended: one that had ended before is not counted, so a
+    /// repeat answers 0 (F3).
     async fn claim(&self, batch: &[Claim]) -> Result<usize>;
 
     /// Removes what has expired, and ends what belongs to the dead, up to
     /// `budget` things; safe at many instances at once (S5, F3).
     async fn sweep(&self, budget: usize, dead: &[Dead], finished_ttl: Duration) -> Result<Swept>;
 
-    /// Counts (S6).
+    /// Counts what is there (S6): no session that has expired, whether it was
+    /// swept or not; what was in it may be counted until it is swept. Counts that
+    /// lag behind are [`Count::Estimate`](crate::Count).
     async fn stats(&self) -> Result<Stats>;
 
-    /// Knocks at doors.
+    /// Knocks at doors, in order. A door that nobody has opened swallows it.
     async fn knock(&self, knocks: &[(Door, Knock)]) -> Result<()>;
 }

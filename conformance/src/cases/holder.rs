@@ -145,6 +145,10 @@ pub(crate) async fn the_place_of_a_dead_holder_is_taken(fleet: Fleet) -> Verdict
         heard = waits.text(fleet.patience()) => heard?,
         failed = append => return failed,
     };
-    claim!(heard == "2", "{heard}");
+    claim_eq!(
+        heard,
+        "2",
+        "the first event after the place of the dead is taken"
+    );
     Ok(())
 }

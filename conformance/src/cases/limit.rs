@@ -155,7 +155,12 @@ pub(crate) async fn bytes_of_a_session_are_bounded(fleet: Fleet) -> Verdict {
         let replay = a.replay_all(&id, finished[0].stream()).await;
         Ok((kind(replay) == Some(ErrorKind::StreamGone)).then_some(()))
     };
-    eventually("the oldest finished stream goes", fleet.patience(), gone).await?;
+    eventually(
+        "the oldest finished stream goes: the engine shrinks by `Usage::session_bytes`",
+        fleet.patience(),
+        gone,
+    )
+    .await?;
     claim_eq!(
         a.replay_all(&id, finished[1].stream()).await?.len(),
         2,

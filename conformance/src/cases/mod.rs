@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::{
     fleet::Fleet,
     instance::{Instance, record},
-    wait::{Failure, eventually},
+    wait::{Failure, eventually, helper},
 };
 
 /// The kind of an error that must be there.
@@ -46,25 +46,31 @@ pub(crate) fn record_of(principal: &Principal) -> SessionRecord {
 
 /// Counts that are not older than this call: exact ones, or estimates made since
 /// (clause S6).
-pub(crate) async fn fresh_stats(fleet: &Fleet, instance: &Instance) -> Result<Stats, Failure> {
-    let since = Instant::now();
-    let probe = || async {
-        let stats = instance.stats().await?;
-        let counts = [
-            stats.sessions,
-            stats.streams,
-            stats.events,
-            stats.bytes,
-            stats.pending_requests,
-        ];
-        let fresh = |count: &Count| match count {
-            Count::Exact(_) => true,
-            Count::Estimate { age, .. } => *age <= since.elapsed(),
+#[track_caller]
+pub(crate) fn fresh_stats(
+    fleet: &Fleet,
+    instance: &Instance,
+) -> impl Future<Output = Result<Stats, Failure>> {
+    helper(async move {
+        let since = Instant::now();
+        let probe = || async {
+            let stats = instance.stats().await?;
+            let counts = [
+                stats.sessions,
+                stats.streams,
+                stats.events,
+                stats.bytes,
+                stats.pending_requests,
+            ];
+            let fresh = |count: &Count| match count {
+                Count::Exact(_) => true,
+                Count::Estimate { age, .. } => *age <= since.elapsed(),
+            };
+            Ok(counts.iter().all(fresh).then_some(stats))
         };
-        Ok(counts.iter().all(fresh).then_some(stats))
-    };
-    // Somebody polls every ten seconds, and is to learn something.
-    eventually("counts that are not stale", fleet.patience() * 2, probe).await
+        // Somebody polls every ten seconds, and is to learn something.
+        eventually("counts that are not stale", fleet.patience() * 2, probe).await
+    })
 }
 
 /// What the numbers from `from` to `to` look like as events, and then the end.

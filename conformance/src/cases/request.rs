@@ -11,7 +11,7 @@ use super::{NOT_FOUND, kind, number, string};
 use crate::{
     fleet::Fleet,
     instance::{Instance, Waiting},
-    wait::{Failure, Verdict, claim, claim_eq, eventually, never_within, within},
+    wait::{Failure, Verdict, claim, claim_eq, eventually, helper, never_within, within},
 };
 
 fn result(text: &str) -> Answer {
@@ -23,9 +23,15 @@ fn ask(id: &RpcId) -> NewClientRequest {
 }
 
 /// How it ended, and with what.
-async fn outcome(fleet: &Fleet, waiting: Waiting) -> Result<(OutcomeKind, Bytes), Failure> {
-    let outcome = within("the outcome of a request", fleet.patience(), waiting).await?;
-    Ok((outcome.kind, outcome.payload))
+#[track_caller]
+fn outcome(
+    fleet: &Fleet,
+    waiting: Waiting,
+) -> impl Future<Output = Result<(OutcomeKind, Bytes), Failure>> {
+    helper(async move {
+        let outcome = within("the outcome of a request", fleet.patience(), waiting).await?;
+        Ok((outcome.kind, outcome.payload))
+    })
 }
 
 pub(crate) async fn an_answer_at_any_instance_arrives(fleet: Fleet) -> Verdict {

@@ -47,6 +47,16 @@ pub(crate) async fn an_append_trims_the_oldest(store: Store) -> Verdict {
         claim_eq!(stored(&a, &entry).await?, at(1, 2));
         claim_eq!(texts(&a, session, "s").await?.len(), 4);
     }
+    // One that is too large by itself is kept all the same.
+    let session = stream(&a).await?;
+    stored(&a, &owned(session, at(1, 1), "former")?).await?;
+    let large = Append {
+        keep_bytes: 1,
+        trim: Some(at(1, 1)),
+        ..owned(session, at(1, 2), "newest")?
+    };
+    stored(&a, &large).await?;
+    claim_eq!(texts(&a, session, "s").await?, ["newest"]);
     Ok(())
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod existence;
 pub(crate) mod format;
 pub(crate) mod limit;
 pub(crate) mod payload;
+pub(crate) mod rule;
 mod steps;
 pub(crate) mod time;
 pub(crate) mod twice;
@@ -17,7 +18,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
 use mcp_adapter_core::{
-    Cancelled, InstanceId, Limits, PrincipalKey, Result, RpcId, SessionKey, Stats, StreamId,
+    Cancelled, Error, ErrorKind, InstanceId, Limits, PrincipalKey, Result, RpcId, SessionKey,
+    Stats, StreamId,
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
@@ -117,6 +119,39 @@ macro_rules! storage_steps {
 }
 pub(crate) use storage_steps;
 
+impl AnyStorage {
+    /// What an inline backend promises is checked at every step of every case.
+    async fn at_its_word<T>(
+        &self,
+        operation: &'static str,
+        step: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        if !self.0.profile().inline || operation == "attach" {
+            return step.await;
+        }
+        step.now_or_never().unwrap_or_else(|| {
+            let why =
+                "the profile says `inline`, but this step does not complete at its first poll";
+            Err(Error::new(ErrorKind::InvalidArgument, operation).with_message(why))
+        })
+    }
+}
+
+/// Whether the second and the third see what the first has created.
+pub(crate) async fn seen_by(
+    a: &AnyStorage,
+    b: &AnyStorage,
+    apart: &AnyStorage,
+) -> std::result::Result<(bool, bool), Failure> {
+    let session = steps::session(a).await?;
+    let seen = (
+        steps::is_there(b, session).await?,
+        steps::is_there(apart, session).await?,
+    );
+    a.delete(&session, &steps::ME).await?;
+    Ok(seen)
+}
+
 macro_rules! forward {
     ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)+) => {
         #[async_trait]
@@ -130,7 +165,8 @@ macro_rules! forward {
             }
 
             $(async fn $name(&self, $($argument: $type),*) -> Result<$answer> {
-                self.0.$name($($argument),*).await
+                let step = self.0.$name($($argument),*);
+                self.at_its_word(stringify!($name), step).await
             })+
         }
     };

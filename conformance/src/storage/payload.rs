@@ -39,7 +39,12 @@ pub(crate) async fn bytes_come_back_as_they_went_in(store: Store) -> Verdict {
         asked.max_bytes = 1 << 22;
         let (events, _) = page(&b, &asked).await?;
         let found = events.into_iter().next().and_then(|event| event.data);
-        claim!(found == Some(payload.clone()), "event {n}");
+        let bytes = found.as_ref().map(Bytes::len);
+        claim!(
+            found == Some(payload.clone()),
+            "event {n} of {} bytes, read after `append` as {bytes:?} bytes",
+            payload.len()
+        );
         put(&a, &request(session, 1)).await?;
         let answered = Settle {
             payload: payload.clone(),
@@ -49,13 +54,21 @@ pub(crate) async fn bytes_come_back_as_they_went_in(store: Store) -> Verdict {
         let ended = RequestState::Ended(OutcomeKind::Answered, payload.clone());
         claim!(
             request_state(&a, session, 1, None).await? == ended,
-            "answer {n}"
+            "answer {n} of {} bytes, read after `settle`",
+            payload.len()
         );
         // Records are shorter, and opaque as well.
         let record = payload.slice(..payload.len().min(60_000));
         a.update(&session, 1, record.clone()).await?;
         match b.enter(&session, &ME, None).await? {
-            Entered::Session { record: found, .. } => claim!(found == record, "record {n}"),
+            Entered::Session { record: found, .. } => {
+                let (found, kept) = (found.len(), found == record);
+                claim!(
+                    kept,
+                    "record {n} of {} bytes, read after `update` as {found} bytes",
+                    record.len()
+                );
+            }
             other => return Err(Failure::new(format!("{other:?}"))),
         }
     }

@@ -3,26 +3,29 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, stream::BoxStream};
 use mcp_adapter_core::{
     InstanceId, OutcomeKind, Position, PrincipalKey, RpcId, SessionId, SessionKey, SessionRecord,
     StreamId, WaiterToken,
     storage::{
-        Append, Appended, Beat, Cursor, Entered, Held, Hold, NewEvent, NewSession, OpenStream,
-        Place, Put, PutRequest, Read, RequestKey, RequestState, Settle, Settled, Storage,
-        StoredEvent, StreamEnd, StreamState,
+        Append, Appended, Beat, Cursor, Entered, Held, Hold, Knock, NewEvent, NewSession,
+        OpenStream, Place, Put, PutRequest, Read, RequestKey, RequestState, Settle, Settled,
+        Storage, StoredEvent, StreamEnd, StreamState,
     },
 };
 
 use super::AnyStorage;
-use crate::wait::Failure;
+use crate::wait::{Failure, helper, within};
 
-pub(crate) const A: InstanceId = InstanceId(0xa);
-pub(crate) const B: InstanceId = InstanceId(0xb);
-pub(crate) const C: InstanceId = InstanceId(0xc);
+// Spread over all bits, as real ones are: so they can be told apart in messages,
+// which show the first ones, and by a backend that stores them in pieces.
+pub(crate) const A: InstanceId = InstanceId(0xaaaa_aaaa_0000_0000_0000_0000_0000_000a);
+pub(crate) const B: InstanceId = InstanceId(0xbbbb_bbbb_0000_0000_0000_0000_0000_000b);
+pub(crate) const C: InstanceId = InstanceId(0xcccc_cccc_0000_0000_0000_0000_0000_000c);
 pub(crate) const ME: PrincipalKey = PrincipalKey([7; 32]);
 pub(crate) const OTHER: PrincipalKey = PrincipalKey([8; 32]);
 pub(crate) const LONG: Duration = Duration::from_secs(600);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) type Step<T> = Result<T, Failure>;
 
@@ -51,12 +54,15 @@ pub(crate) fn new_session(session: SessionKey) -> Step<NewSession> {
 }
 
 /// A session that is there.
-pub(crate) async fn session(store: &AnyStorage) -> Step<SessionKey> {
-    let new = new_session(key())?;
-    if store.create(&new).await? {
-        return Ok(new.session);
-    }
-    Err(Failure::new("a new session was not created"))
+#[track_caller]
+pub(crate) fn session(store: &AnyStorage) -> impl Future<Output = Step<SessionKey>> {
+    helper(async move {
+        let new = new_session(key())?;
+        if store.create(&new).await? {
+            return Ok(new.session);
+        }
+        Err(Failure::new("a new session was not created"))
+    })
 }
 
 pub(crate) fn open(stream: &str) -> Step<OpenStream> {
@@ -70,12 +76,15 @@ pub(crate) fn open(stream: &str) -> Step<OpenStream> {
 }
 
 /// A session with the open stream `s`, owned by `A`.
-pub(crate) async fn stream(store: &AnyStorage) -> Step<SessionKey> {
-    let session = session(store).await?;
-    match store.enter(&session, &ME, Some(&open("s")?)).await? {
-        Entered::Session { .. } => Ok(session),
-        other => Err(Failure::new(format!("a stream was not opened: {other:?}"))),
-    }
+#[track_caller]
+pub(crate) fn stream(store: &AnyStorage) -> impl Future<Output = Step<SessionKey>> {
+    helper(async move {
+        let session = session(store).await?;
+        match store.enter(&session, &ME, Some(&open("s")?)).await? {
+            Entered::Session { .. } => Ok(session),
+            other => Err(Failure::new(format!("a stream was not opened: {other:?}"))),
+        }
+    })
 }
 
 pub(crate) fn owned(session: SessionKey, position: Position, data: &str) -> Step<Append> {
@@ -110,24 +119,33 @@ pub(crate) fn shared(
 }
 
 /// The answer to one append.
-pub(crate) async fn append(store: &AnyStorage, append: &Append) -> Step<Appended> {
-    one(store.append(std::slice::from_ref(append)).await?)
+#[track_caller]
+pub(crate) fn append(store: &AnyStorage, append: &Append) -> impl Future<Output = Step<Appended>> {
+    helper(async move { one(store.append(std::slice::from_ref(append)).await?) })
 }
 
 /// Where it was stored.
-pub(crate) async fn stored(store: &AnyStorage, entry: &Append) -> Step<Position> {
-    match append(store, entry).await? {
-        Appended::Stored { position, .. } => Ok(position),
-        other => Err(Failure::new(format!("not stored: {other:?}"))),
-    }
+#[track_caller]
+pub(crate) fn stored(store: &AnyStorage, entry: &Append) -> impl Future<Output = Step<Position>> {
+    helper(async move {
+        match append(store, entry).await? {
+            Appended::Stored { position, .. } => Ok(position),
+            other => Err(Failure::new(format!(
+                "`append` of {:?} answered {other:?}, not `Stored`",
+                entry.place
+            ))),
+        }
+    })
 }
 
 /// Each entry of a batch gets one answer.
 pub(crate) fn one<T>(mut answers: Vec<T>) -> Step<T> {
     match (answers.pop(), answers.len()) {
         (Some(answer), 0) => Ok(answer),
-        (_, more) => Err(Failure::new(format!(
-            "{more} answers too many to a batch of one"
+        (None, _) => Err(Failure::new("no answer to a batch of one")),
+        (Some(_), more) => Err(Failure::new(format!(
+            "{} answers to a batch of one",
+            more + 1
         ))),
     }
 }
@@ -143,56 +161,76 @@ pub(crate) fn cursor(session: SessionKey, stream: &str) -> Step<Cursor> {
     })
 }
 
-pub(crate) async fn read(store: &AnyStorage, cursor: &Cursor) -> Step<Read> {
-    one(store.read(std::slice::from_ref(cursor)).await?)
+#[track_caller]
+pub(crate) fn read(store: &AnyStorage, cursor: &Cursor) -> impl Future<Output = Step<Read>> {
+    helper(async move { one(store.read(std::slice::from_ref(cursor)).await?) })
 }
 
-pub(crate) async fn page(
+#[track_caller]
+pub(crate) fn page(
     store: &AnyStorage,
     cursor: &Cursor,
-) -> Step<(Vec<StoredEvent>, StreamState)> {
-    match read(store, cursor).await? {
-        Read::Page { events, state } => Ok((events, state)),
-        other => Err(Failure::new(format!("no page: {other:?}"))),
-    }
+) -> impl Future<Output = Step<(Vec<StoredEvent>, StreamState)>> {
+    helper(async move {
+        match read(store, cursor).await? {
+            Read::Page { events, state } => Ok((events, state)),
+            other => Err(Failure::new(format!(
+                "`read` of {:?} answered {other:?}, not `Page`",
+                cursor.stream
+            ))),
+        }
+    })
 }
 
-pub(crate) async fn state(store: &AnyStorage, session: SessionKey) -> Step<StreamState> {
-    Ok(page(store, &cursor(session, "s")?).await?.1)
+#[track_caller]
+pub(crate) fn state(
+    store: &AnyStorage,
+    session: SessionKey,
+) -> impl Future<Output = Step<StreamState>> {
+    helper(async move { Ok(page(store, &cursor(session, "s")?).await?.1) })
 }
 
 /// The payloads of a stream.
-pub(crate) async fn texts(
+#[track_caller]
+pub(crate) fn texts(
     store: &AnyStorage,
     session: SessionKey,
     stream: &str,
-) -> Step<Vec<String>> {
-    let (events, _) = page(store, &cursor(session, stream)?).await?;
-    let text = |event: StoredEvent| {
-        event.data.map_or_else(
-            || "?".into(),
-            |data| String::from_utf8_lossy(&data).into_owned(),
-        )
-    };
-    Ok(events.into_iter().map(text).collect())
+) -> impl Future<Output = Step<Vec<String>>> {
+    helper(async move {
+        let (events, _) = page(store, &cursor(session, stream)?).await?;
+        let text = |event: StoredEvent| {
+            event.data.map_or_else(
+                || "?".into(),
+                |data| String::from_utf8_lossy(&data).into_owned(),
+            )
+        };
+        Ok(events.into_iter().map(text).collect())
+    })
 }
 
 /// Number, former holder and cursor.
-pub(crate) async fn hold(
+#[track_caller]
+pub(crate) fn hold(
     store: &AnyStorage,
     session: SessionKey,
     me: InstanceId,
     hold: Hold,
-) -> Step<(u64, Option<InstanceId>, Position)> {
-    match store.hold(&session, &name("s")?, me, hold).await? {
-        Held::Done {
-            number,
-            former,
-            cursor,
-            ..
-        } => Ok((number, former, cursor)),
-        other => Err(Failure::new(format!("not held: {other:?}"))),
-    }
+) -> impl Future<Output = Step<(u64, Option<InstanceId>, Position)>> {
+    helper(async move {
+        let change = hold;
+        match store.hold(&session, &name("s")?, me, change).await? {
+            Held::Done {
+                number,
+                former,
+                cursor,
+                ..
+            } => Ok((number, former, cursor)),
+            other => Err(Failure::new(format!(
+                "`hold` with {change:?} by {me:?} answered {other:?}, not `Done`"
+            ))),
+        }
+    })
 }
 
 pub(crate) fn request(session: SessionKey, id: i64) -> PutRequest {
@@ -207,8 +245,9 @@ pub(crate) fn request(session: SessionKey, id: i64) -> PutRequest {
     }
 }
 
-pub(crate) async fn put(store: &AnyStorage, request: &PutRequest) -> Step<Put> {
-    one(store.put_requests(std::slice::from_ref(request)).await?)
+#[track_caller]
+pub(crate) fn put(store: &AnyStorage, request: &PutRequest) -> impl Future<Output = Step<Put>> {
+    helper(async move { one(store.put_requests(std::slice::from_ref(request)).await?) })
 }
 
 pub(crate) fn answer(session: SessionKey, id: i64, payload: &str) -> Settle {
@@ -223,58 +262,78 @@ pub(crate) fn answer(session: SessionKey, id: i64, payload: &str) -> Settle {
     }
 }
 
-pub(crate) async fn settle(store: &AnyStorage, settle: &Settle) -> Step<Settled> {
-    one(store.settle(std::slice::from_ref(settle)).await?)
+#[track_caller]
+pub(crate) fn settle(store: &AnyStorage, settle: &Settle) -> impl Future<Output = Step<Settled>> {
+    helper(async move { one(store.settle(std::slice::from_ref(settle)).await?) })
 }
 
-pub(crate) async fn request_state(
+#[track_caller]
+pub(crate) fn request_state(
     store: &AnyStorage,
     session: SessionKey,
     id: i64,
     token: Option<WaiterToken>,
-) -> Step<RequestState> {
-    let key = RequestKey {
-        session,
-        id: RpcId::Number(id),
-        token,
-    };
-    one(store.requests(&[key]).await?)
+) -> impl Future<Output = Step<RequestState>> {
+    helper(async move {
+        let key = RequestKey {
+            session,
+            id: RpcId::Number(id),
+            token,
+        };
+        one(store.requests(&[key]).await?)
+    })
 }
 
 /// Sessions, streams, events, bytes, pending requests.
-pub(crate) async fn counts(store: &AnyStorage) -> Step<[u64; 5]> {
-    let stats = store.stats().await?;
-    let counts = [
-        stats.sessions,
-        stats.streams,
-        stats.events,
-        stats.bytes,
-        stats.pending_requests,
-    ];
-    Ok(counts.map(mcp_adapter_core::Count::value))
+#[track_caller]
+pub(crate) fn counts(store: &AnyStorage) -> impl Future<Output = Step<[u64; 5]>> {
+    helper(async move {
+        let stats = store.stats().await?;
+        let counts = [
+            stats.sessions,
+            stats.streams,
+            stats.events,
+            stats.bytes,
+            stats.pending_requests,
+        ];
+        Ok(counts.map(mcp_adapter_core::Count::value))
+    })
 }
 
-pub(crate) async fn is_there(store: &AnyStorage, session: SessionKey) -> Step<bool> {
-    let cursor = cursor(session, "never-opened")?;
-    Ok(!matches!(read(store, &cursor).await?, Read::NoSession))
+#[track_caller]
+pub(crate) fn is_there(
+    store: &AnyStorage,
+    session: SessionKey,
+) -> impl Future<Output = Step<bool>> {
+    helper(async move {
+        let cursor = cursor(session, "never-opened")?;
+        Ok(!matches!(read(store, &cursor).await?, Read::NoSession))
+    })
 }
 
-pub(crate) async fn beat(store: &AnyStorage, instance: InstanceId, count: u64) -> Step<Vec<Beat>> {
-    let mut beats = store.heartbeat(Beat { instance, count }, LONG).await?;
-    beats.sort_by_key(|beat| beat.instance);
-    Ok(beats)
+#[track_caller]
+pub(crate) fn beat(
+    store: &AnyStorage,
+    instance: InstanceId,
+    count: u64,
+) -> impl Future<Output = Step<Vec<Beat>>> {
+    helper(async move {
+        let mut beats = store.heartbeat(Beat { instance, count }, LONG).await?;
+        beats.sort_by_key(|beat| beat.instance);
+        Ok(beats)
+    })
 }
 
-/// The next knock that is not a probe.
-pub(crate) async fn knock(
-    knocks: &mut futures::stream::BoxStream<
-        'static,
-        mcp_adapter_core::Result<mcp_adapter_core::storage::Knock>,
-    >,
-) -> Step<mcp_adapter_core::storage::Knock> {
-    let next = crate::wait::within("a knock", Duration::from_secs(10), knocks.next());
-    match next.await? {
-        Some(knock) => Ok(knock?),
-        None => Err(Failure::new("the doorbell ended")),
-    }
+/// The next knock, which `what` must cause.
+#[track_caller]
+pub(crate) fn knock(
+    what: &str,
+    knocks: &mut BoxStream<'static, mcp_adapter_core::Result<Knock>>,
+) -> impl Future<Output = Step<Knock>> {
+    helper(async move {
+        match within(what, PATIENCE, knocks.next()).await? {
+            Some(knock) => Ok(knock?),
+            None => Err(Failure::new(format!("the doorbell ended before {what}"))),
+        }
+    })
 }

@@ -18,44 +18,62 @@ use crate::{
     wait::{Failure, Verdict, claim, claim_eq, within},
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
-
 pub(crate) async fn every_write_can_be_read_back(store: Store) -> Verdict {
     // Each is read by another handle, as after a reconnect.
     let (a, b) = (store.open().await?, store.open().await?);
     let new = new_session(key())?;
     let session = new.session;
-    claim!(!is_there(&b, session).await?, "before create");
+    claim!(!is_there(&b, session).await?, "before `create`");
     a.create(&new).await?;
-    claim!(is_there(&b, session).await?, "create");
+    claim!(is_there(&b, session).await?, "read after `create`");
     a.update(&session, 1, Bytes::from_static(b"next")).await?;
     match b.enter(&session, &ME, None).await? {
         Entered::Session { record, revision } => {
-            claim_eq!((&record[..], revision), (&b"next"[..], 2), "update");
+            let next = Bytes::from_static(b"next");
+            claim_eq!((record, revision), (next, 2), "read after `update`");
         }
         other => return Err(Failure::new(format!("{other:?}"))),
     }
     a.enter(&session, &ME, Some(&open("s")?)).await?;
-    claim_eq!(state(&b, session).await?.owner, Some(A), "enter");
+    claim_eq!(
+        state(&b, session).await?.owner,
+        Some(A),
+        "read after `enter`"
+    );
     stored(&a, &owned(session, at(1, 1), "1")?).await?;
-    claim_eq!(texts(&b, session, "s").await?, ["1"], "append");
+    claim_eq!(texts(&b, session, "s").await?, ["1"], "read after `append`");
     stored(&a, &shared(session, A, 1, "s")?).await?;
-    claim_eq!(texts(&b, session, "standalone").await?, ["s"], "append");
+    claim_eq!(
+        texts(&b, session, "standalone").await?,
+        ["s"],
+        "read after `append`"
+    );
     hold(&a, session, C, Hold::Take).await?;
     let holder = state(&b, session).await?.holder;
-    claim_eq!(holder.map(|holder| holder.instance), Some(C), "hold");
+    claim_eq!(
+        holder.map(|holder| holder.instance),
+        Some(C),
+        "read after `hold`"
+    );
     a.mark_cancel(&session, &RpcId::Number(1)).await?;
-    claim!(state(&b, session).await?.cancelled, "mark_cancel");
+    claim!(
+        state(&b, session).await?.cancelled,
+        "read after `mark_cancel`"
+    );
     put(&a, &request(session, 1)).await?;
     let pending = RequestState::Pending { owner: A };
     claim_eq!(
         request_state(&b, session, 1, None).await?,
         pending,
-        "put_requests"
+        "read after `put_requests`"
     );
     settle(&a, &answer(session, 1, "x")).await?;
     let ended = RequestState::Ended(OutcomeKind::Answered, Bytes::from_static(b"x"));
-    claim_eq!(request_state(&b, session, 1, None).await?, ended, "settle");
+    claim_eq!(
+        request_state(&b, session, 1, None).await?,
+        ended,
+        "read after `settle`"
+    );
     let finish = Append {
         finish: Some(LONG),
         ..owned(session, at(1, 2), "2")?
@@ -64,7 +82,7 @@ pub(crate) async fn every_write_can_be_read_back(store: Store) -> Verdict {
     claim_eq!(
         state(&b, session).await?.end,
         Some(StreamEnd::Finished),
-        "finish"
+        "read after `finish`"
     );
     let lost = stream(&a).await?;
     beat(&a, A, 5).await?;
@@ -82,16 +100,26 @@ pub(crate) async fn every_write_can_be_read_back(store: Store) -> Verdict {
     claim_eq!(
         state(&b, lost).await?.end,
         Some(StreamEnd::OwnerLost),
-        "claim"
+        "read after `claim`"
     );
     let beats = beat(&b, B, 1).await?;
     let of_a = beats.iter().find(|beat| beat.instance == A);
-    claim_eq!(of_a.map(|beat| beat.count), Some(5), "heartbeat");
+    claim_eq!(
+        of_a.map(|beat| beat.count),
+        Some(5),
+        "read after `heartbeat`"
+    );
     a.shrink(&session, 0).await?;
-    claim!(texts(&b, session, "standalone").await?.is_empty(), "shrink");
+    claim!(
+        texts(&b, session, "standalone").await?.is_empty(),
+        "read after `shrink`"
+    );
     a.delete(&session, &ME).await?;
     let gone = read(&b, &cursor(session, "s")?).await?;
-    claim!(matches!(gone, Read::NoSession), "delete: {gone:?}");
+    claim!(
+        matches!(gone, Read::NoSession),
+        "read after `delete`: {gone:?}"
+    );
     Ok(())
 }
 

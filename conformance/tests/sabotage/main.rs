@@ -13,24 +13,28 @@ use mcp_adapter_conformance::{
 use mcp_adapter_core::{Capabilities, Engine};
 use mcp_adapter_memory::MemoryStorage;
 
-use defects::defect;
+use defects::{Defect, MISSED, Missed, defect};
 use saboteur::{Saboteur, Secrets};
 
-/// A defect, and a suite and case that must find it.
-type Hunt = (Clause, &'static str, bool, &'static str);
+/// A defect of a clause, and a suite and case that must find it.
+type Hunt = (Defect, Clause, &'static str, bool, &'static str);
 
 fn hunts() -> Vec<Hunt> {
     let mut hunts = Vec::new();
     for clause in Clause::ALL.iter().copied() {
         let (what, case, step) = defect(clause);
-        hunts.push((clause, what, false, case));
-        hunts.extend(step.map(|step| (clause, what, true, step)));
+        let defect = Defect::Of(clause);
+        hunts.push((defect, clause, what, false, case));
+        hunts.extend(step.map(|step| (defect, clause, what, true, step)));
     }
+    let missed =
+        |&(rule, what, clause, case, step): &Missed| (Defect::Miss(rule), clause, what, step, case);
+    hunts.extend(MISSED.iter().map(missed));
     hunts
 }
 
 /// What became of one case over a backend with this defect, or with none.
-fn check(case: &'static str, of_storage: bool, sabotaged: Option<Clause>) -> Result<(), String> {
+fn check(case: &'static str, of_storage: bool, sabotaged: Option<Defect>) -> Result<(), String> {
     let open = move |options: Options| async move {
         let (store, secrets) = options.store(|| (MemoryStorage::new(), Secrets::default()));
         let far = Far::new(store, options.link());
@@ -64,11 +68,12 @@ fn each_defect_turns_the_suite_red() {
         for _ in 0..6 {
             scope.spawn(|| {
                 loop {
-                    let Some((clause, what, step, case)) = hunts.lock().expect("no panic").next()
+                    let Some((defect, clause, what, step, case)) =
+                        hunts.lock().expect("no panic").next()
                     else {
                         return;
                     };
-                    let with = check(case, step, Some(clause));
+                    let with = check(case, step, Some(defect));
                     let without = check(case, step, None);
                     let why = with.as_ref().err().and_then(|why| why.lines().next());
                     println!("{clause} | {what} | {case} | {}", why.unwrap_or("MISSED"));
@@ -90,7 +95,7 @@ fn each_defect_turns_the_suite_red() {
 
 #[test]
 fn a_defect_is_caught_by_a_case_of_its_clause() {
-    for (clause, _, step, name) in hunts() {
+    for (_, clause, _, step, name) in hunts() {
         let list = if step { STORAGE_CASES } else { CASES };
         let case = list.iter().find(|case| case.name == name);
         let case = case.unwrap_or_else(|| panic!("{clause}: there is no case `{name}`"));
@@ -115,6 +120,14 @@ fn the_table_is_up_to_date() {
         let (what, case, step) = defect(*clause);
         let step = step.map_or_else(String::new, |step| format!("`{step}`"));
         writeln!(text, "| {clause} | {what} | `{case}` | {step} |").expect("a string");
+    }
+    text.push_str(
+        "\n## Rules of the seam that are easily missed\n\n\
+         | clause | defect | caught by | suite |\n|---|---|---|---|\n",
+    );
+    for (_, what, clause, case, step) in MISSED {
+        let suite = if *step { "storage" } else { "contract" };
+        writeln!(text, "| {clause} | {what} | `{case}` | {suite} |").expect("a string");
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/sabotage.md");
     if std::env::var_os("UPDATE_DOCS").is_some() {

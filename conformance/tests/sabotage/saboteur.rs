@@ -1,7 +1,7 @@
 //! The backend with a defect.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -19,10 +19,12 @@ use mcp_adapter_core::{
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Place, Profile, Put, PutRequest, Read, RequestKey, RequestState,
-        Settle, Settled, Storage, Swept, Updated, Usage,
+        Settle, Settled, Storage, StreamState, Swept, Target, Updated, Usage,
     },
 };
 use parking_lot::Mutex;
+
+use crate::defects::{Defect, Rule};
 
 /// What the defects of all instances on a store need to know.
 #[derive(Debug, Default, Clone)]
@@ -33,6 +35,10 @@ struct Inner {
     streams: Mutex<HashMap<StreamId, SessionKey>>,
     settled: Mutex<HashMap<RpcId, Instant>>,
     bytes: AtomicU64,
+    created: AtomicU64,
+    puts: Mutex<HashMap<RpcId, HashSet<u128>>>,
+    /// Streams whose wake-ups are kept back.
+    silent: Mutex<HashSet<StreamId>>,
     tries: AtomicU64,
     migrated: AtomicBool,
     migrating: AtomicBool,
@@ -42,7 +48,7 @@ struct Inner {
 pub(crate) struct Saboteur<S> {
     inner: S,
     secrets: Secrets,
-    defect: Option<Clause>,
+    defect: Option<Defect>,
     rung: AtomicBool,
 }
 
@@ -50,10 +56,10 @@ impl<S: Storage + Clone> Saboteur<S> {
     pub(crate) async fn open(
         inner: S,
         secrets: Secrets,
-        defect: Option<Clause>,
+        defect: Option<Defect>,
     ) -> std::result::Result<Self, BoxError> {
         let own = &secrets.0;
-        if defect == Some(Clause::F5) && !own.migrated.load(Ordering::SeqCst) {
+        if defect == Some(Defect::Of(Clause::F5)) && !own.migrated.load(Ordering::SeqCst) {
             if own.migrating.swap(true, Ordering::SeqCst) {
                 return Err("relation already exists".into());
             }
@@ -69,7 +75,79 @@ impl<S: Storage + Clone> Saboteur<S> {
     }
 
     fn has(&self, defect: Clause) -> bool {
-        self.defect == Some(defect)
+        self.defect == Some(Defect::Of(defect))
+    }
+
+    fn misses(&self, rule: Rule) -> bool {
+        self.defect == Some(Defect::Miss(rule))
+    }
+
+    async fn open_streams(&self) -> Result<HashSet<StreamId>> {
+        let streams = self.secrets.0.streams.lock().clone();
+        let mut open = HashSet::new();
+        for (stream, session) in streams {
+            let cursor = Cursor::state_of(session, stream.clone());
+            if let Some(Read::Page { state, .. }) = self.inner.read(&[cursor]).await?.first()
+                && state.end.is_none()
+            {
+                open.insert(stream);
+            }
+        }
+        Ok(open)
+    }
+
+    async fn state_of(&self, append: &Append) -> Result<Option<StreamState>> {
+        let cursor = Cursor::state_of(append.session, append.stream.clone());
+        let page = self.inner.read(&[cursor]).await?.into_iter().next();
+        Ok(match page {
+            Some(Read::Page { state, .. }) => Some(state),
+            _ => None,
+        })
+    }
+
+    /// An append, and what is told of it, as rules are missed.
+    async fn append_against_the_rules(&self, mut append: Append) -> Result<Appended> {
+        if let Place::Owned { owner, position } = append.place
+            && self.misses(Rule::FinishRaisesTop)
+            && append.event.is_none()
+            && let Some(state) = self.state_of(&append).await?
+        {
+            let position = state.top.min(position);
+            append.place = Place::Owned { owner, position };
+        }
+        let call = !append.stream.is_standalone();
+        if self.misses(Rule::SharedIsForNoCall)
+            && call
+            && matches!(append.place, Place::Shared { .. })
+            && let Some(state) = self.state_of(&append).await?
+        {
+            append.place = Place::Owned {
+                owner: state.owner.unwrap_or(InstanceId(0)),
+                position: Position::new(state.top.epoch.max(1), state.top.seq + 1),
+            };
+        }
+        let finish = append.event.is_none();
+        let size = append.event.as_ref().map_or(0, |event| event.data.len());
+        let mut answer = self.append_one(&append).await?;
+        if self.misses(Rule::ClaimFencesFinish) && finish && answer == Appended::Fenced {
+            answer = Appended::Stored {
+                position: Position::new(1, 1),
+                holder: None,
+                usage: Usage::default(),
+            };
+        }
+        if self.misses(Rule::NewestStays) && size > append.keep_bytes {
+            self.inner.shrink(&append.session, 0).await?;
+        }
+        if let Appended::Stored { holder, usage, .. } = &mut answer {
+            if self.misses(Rule::HolderIsTold) && *holder == append.wake {
+                *holder = None;
+            }
+            if self.misses(Rule::UsageIsTold) {
+                usage.session_bytes = 0;
+            }
+        }
+        Ok(answer)
     }
 
     /// What the caller is told of an error.
@@ -176,7 +254,11 @@ impl<S: Storage + Clone> Saboteur<S> {
 #[async_trait]
 impl<S: Storage + Clone> Storage for Saboteur<S> {
     fn profile(&self) -> Profile {
-        self.inner.profile()
+        let profile = self.inner.profile();
+        match self.misses(Rule::InlineNeverWaits) {
+            true => Profile::inline(profile.name, profile.capabilities),
+            false => profile,
+        }
     }
 
     async fn attach(&self, me: InstanceId) -> Result<Generation> {
@@ -185,6 +267,14 @@ impl<S: Storage + Clone> Storage for Saboteur<S> {
 
     async fn doorbell(&self, me: InstanceId) -> Result<BoxStream<'static, Result<Knock>>> {
         let knocks = self.inner.doorbell(me).await?;
+        let (lag, secrets) = (self.misses(Rule::LagIsTold), self.secrets.clone());
+        let told = move |knock: &Result<Knock>| match knock {
+            Ok(Knock::Everything) => !lag,
+            Ok(Knock::Wake(_, Target::Stream(stream))) => !secrets.0.silent.lock().contains(stream),
+            _ => true,
+        };
+        let knocks = knocks.filter(move |knock| futures::future::ready(told(knock)));
+        let knocks = knocks.boxed();
         if self.rung.swap(true, Ordering::SeqCst) && self.has(Clause::F2) {
             return Ok(knocks.filter(|_| futures::future::ready(false)).boxed());
         }
@@ -197,6 +287,10 @@ impl<S: Storage + Clone> Storage for Saboteur<S> {
             session.idle_ttl *= 1000;
         }
         let created = self.told(self.inner.create(&session).await)?;
+        self.secrets
+            .0
+            .created
+            .fetch_add(u64::from(created), Ordering::SeqCst);
         Ok(created || self.has(Clause::S1))
     }
 
@@ -229,7 +323,11 @@ impl<S: Storage + Clone> Storage for Saboteur<S> {
         session: &SessionKey,
         principal: &PrincipalKey,
     ) -> Result<Option<Vec<InstanceId>>> {
-        self.inner.delete(session, principal).await
+        let deleted = self.inner.delete(session, principal).await?;
+        if deleted.is_some() {
+            self.secrets.0.created.fetch_sub(1, Ordering::SeqCst);
+        }
+        Ok(deleted)
     }
 
     async fn append(&self, batch: &[Append]) -> Result<Vec<Appended>> {
@@ -238,7 +336,7 @@ impl<S: Storage + Clone> Storage for Saboteur<S> {
         }
         let mut answers = Vec::new();
         for append in batch {
-            answers.push(self.told(self.append_one(append).await)?);
+            answers.push(self.told(self.append_against_the_rules(append.clone()).await)?);
         }
         Ok(answers)
     }
@@ -253,9 +351,12 @@ impl<S: Storage + Clone> Storage for Saboteur<S> {
         }
         let mut pages = self.told(self.inner.read(&cursors).await)?;
         for (page, cursor) in pages.iter_mut().zip(&cursors) {
-            let Read::Page { events, .. } = page else {
+            let Read::Page { events, state } = page else {
                 continue;
             };
+            if self.misses(Rule::ClaimOpensEpoch) && state.top == Position::new(2, 0) {
+                state.top = Position::new(1, 0);
+            }
             let hole = events.first().is_some_and(|first| {
                 first.position.seq > cursor.after.seq + 1 && first.position > cursor.after
             });
@@ -279,6 +380,17 @@ impl<S: Storage + Clone> Storage for Saboteur<S> {
         hold: Hold,
     ) -> Result<Held> {
         let session = self.session_of(stream, *session);
+        let mut hold = hold;
+        if let (true, Hold::TakeFrom(Some(from))) = (self.misses(Rule::NumberIsCompared), &mut hold)
+        {
+            let cursor = Cursor::state_of(session, stream.clone());
+            if let Some(Read::Page { state, .. }) = self.inner.read(&[cursor]).await?.first()
+                && let Some(holder) = state.holder
+                && holder.instance == from.instance
+            {
+                *from = holder;
+            }
+        }
         let held = self.inner.hold(&session, stream, me, hold).await;
         match (hold, held) {
             (
@@ -315,6 +427,9 @@ impl<S: Storage + Clone> Storage for Saboteur<S> {
         for put in &mut batch {
             put.id = self.id(&put.id);
             put.token = self.token(put.token);
+            let mut puts = self.secrets.0.puts.lock();
+            puts.entry(put.id.clone()).or_default().insert(put.token.0);
+            drop(puts);
             if self.has(Clause::C4) {
                 put.timeout *= 1000;
             }
@@ -338,6 +453,12 @@ impl<S: Storage + Clone> Storage for Saboteur<S> {
         for settle in &mut batch {
             settle.id = self.id(&settle.id);
             settle.token = settle.token.map(|token| self.token(token));
+            if self.misses(Rule::AttemptIsKept) {
+                // Another try to the request that is there now.
+                let puts = self.secrets.0.puts.lock();
+                let made = puts.get(&settle.id).map_or(0, HashSet::len);
+                settle.attempt = WaiterToken(settle.attempt.0.wrapping_add(made as u128));
+            }
             if self.has(Clause::C6) {
                 settle.payload.truncate(8000);
             }
@@ -391,6 +512,14 @@ impl<S: Storage + Clone> Storage for Saboteur<S> {
         if self.has(Clause::S5) {
             return Ok(Swept::default());
         }
+        if self.misses(Rule::SweepWakes) {
+            let open = self.open_streams().await?;
+            let swept = self.inner.sweep(budget, dead, finished_ttl).await;
+            let still = self.open_streams().await?;
+            let mut silent = self.secrets.0.silent.lock();
+            silent.extend(open.difference(&still).cloned());
+            return swept;
+        }
         self.inner.sweep(budget, dead, finished_ttl).await
     }
 
@@ -403,6 +532,9 @@ impl<S: Storage + Clone> Storage for Saboteur<S> {
             .bytes
             .fetch_max(bytes, Ordering::SeqCst)
             .max(bytes);
+        if self.misses(Rule::ExpiredIsNotCounted) {
+            stats.sessions = Count::Exact(self.secrets.0.created.load(Ordering::SeqCst));
+        }
         if self.has(Clause::S6) {
             stats.bytes = Count::Exact(most);
         }

@@ -41,7 +41,8 @@ pub enum Target {
 pub enum Knock {
     /// Something was written.
     Wake(SessionKey, Target),
-    /// Anything may have been written: knocks were dropped.
+    /// Anything may have been written: knocks were dropped. One stands for any
+    /// number of them.
     Everything,
     /// The instance's own question whether the link works.
     Probe(u64),

@@ -17,7 +17,9 @@ pub struct PutRequest {
     pub session: SessionKey,
     /// The request's id.
     pub id: RpcId,
-    /// The waiter: a repeat has the same.
+    /// The waiter: a repeat has the same. The repeat of a waiter that was
+    /// replaced changes nothing, either; a backend that remembers the last one
+    /// that was replaced does enough.
     pub token: WaiterToken,
     /// Where it waits.
     pub owner: InstanceId,
@@ -25,7 +27,8 @@ pub struct PutRequest {
     pub timeout: Duration,
     /// How long its outcome is kept after its end.
     pub result_ttl: Duration,
-    /// Pending requests that the session may have, this one included.
+    /// Pending requests that the session may have, this one included and one
+    /// that it replaces not.
     pub max_pending: usize,
 }
 
@@ -34,7 +37,9 @@ pub struct PutRequest {
 pub enum Put {
     /// Stored, now or by an earlier try, replaced since or not.
     Done,
-    /// Stored in place of one that waits there, to be woken.
+    /// Stored in place of one that waits there: its owner, at which the engine
+    /// knocks. A repeat may say `Done`. In place of one that has ended the answer
+    /// is `Done`.
     Replaced(InstanceId),
     /// Too many pending.
     TooMany,
@@ -59,7 +64,8 @@ pub struct Settle {
     /// Only if the owner is this and still dead.
     pub dead: Option<Dead>,
     /// Names the try: a repeat has the same, and is won and changes nothing
-    /// although the id was created again meanwhile.
+    /// although the id was created again meanwhile. Keep the winner's with the
+    /// outcome, and with the request that takes its place.
     pub attempt: WaiterToken,
 }
 
@@ -68,8 +74,9 @@ pub struct Settle {
 pub enum Settled {
     /// This one won, now or by an earlier try.
     Won,
-    /// It had ended so; [`OutcomeKind::TimedOut`] past the deadline,
-    /// [`OutcomeKind::Replaced`] for another token.
+    /// It had ended so; [`OutcomeKind::TimedOut`] past the deadline;
+    /// [`OutcomeKind::Replaced`] where the token is not that of the request that
+    /// is there now, whatever became of the one that had it.
     Already(OutcomeKind),
     /// It is pending, and the condition on the owner does not hold.
     Alive,
@@ -85,8 +92,10 @@ pub enum RequestState {
         /// Where.
         owner: InstanceId,
     },
-    /// It ended; past the deadline as [`OutcomeKind::TimedOut`], for another
-    /// token than asked for as [`OutcomeKind::Replaced`].
+    /// It ended; past the deadline as [`OutcomeKind::TimedOut`]. As
+    /// [`OutcomeKind::Replaced`], with no payload, where the token asked for is
+    /// not that of the request that is there now: an id holds one request, and
+    /// the outcome of the one before is gone with it.
     Ended(OutcomeKind, Bytes),
     /// Not stored.
     Missing,

@@ -24,6 +24,11 @@ pub struct NewSession {
 }
 
 /// A stream to be opened by [`Storage::enter`](super::Storage::enter).
+///
+/// A stream of this name that is there, open or finished, whoever owns it, is
+/// its repeat: nothing is opened or changed, and the answer is
+/// [`Entered::Session`]. This is looked at before both bounds, and `max_open`
+/// before `max_principal_bytes`.
 #[derive(Debug, Clone)]
 pub struct OpenStream {
     /// Its name, unique in the session.
@@ -32,9 +37,10 @@ pub struct OpenStream {
     pub owner: InstanceId,
     /// The JSON-RPC id that a cancel names.
     pub request: RpcId,
-    /// Open streams that the session may have, this one included.
+    /// Open streams of calls that the session may have, this one included.
     pub max_open: usize,
-    /// Bytes over which a principal opens nothing.
+    /// A principal that stores more than this opens nothing; with just as much it
+    /// does.
     pub max_principal_bytes: u64,
 }
 
@@ -45,14 +51,14 @@ pub enum Entered {
     Session {
         /// Its record.
         record: Bytes,
-        /// Its revision.
+        /// Its revision: 1 until it is updated.
         revision: u64,
     },
     /// No such session for this principal.
     NoSession,
-    /// Too many open streams; nothing was changed.
+    /// Too many open streams; nothing was changed, nor its expiry slid.
     TooManyStreams,
-    /// The principal stores too much; nothing was changed.
+    /// The principal stores too much; nothing was changed, nor its expiry slid.
     PrincipalQuota,
 }
 

@@ -14,7 +14,7 @@ pub enum Place {
     /// before the top of its epoch is a repeat; one of an earlier epoch is a
     /// repeat if that event is still there, and fenced otherwise. A higher epoch than the
     /// stream's is the owner's own new epoch. A stream that is not there is
-    /// [`Appended::NoStream`].
+    /// [`Appended::NoStream`]; the standalone one has no owner, and fences.
     Owned {
         /// The writer; another one than the stream's is fenced.
         owner: InstanceId,
@@ -29,11 +29,22 @@ pub enum Place {
     /// restores of one copy would otherwise issue ids again. Derive it from the
     /// generation. Its first event follows `(former epoch, u64::MAX)`, for what
     /// was lost is not known: a reader that was behind gets a gap.
+    ///
+    /// On the stream of a call it is [`Appended::Fenced`].
     Shared {
         /// The writer.
         writer: InstanceId,
-        /// Raised by the writer with each event; a number that was stored is a
-        /// repeat.
+        /// Raised by the writer with each event, by one or more. A number that
+        /// was stored is a repeat, and answers that event's own position: keep
+        /// the number with the event, and each writer's highest for as long as
+        /// the stream.
+        ///
+        /// Once the event is evicted the repeat is still one, and answers a
+        /// position that is no longer there: that of the writer's last event that
+        /// was evicted, or any before the oldest that is kept. Numbers reach the
+        /// backend in their order: one below the writer's highest that was never
+        /// stored comes late, when nobody waits for it any more, and may be taken
+        /// for a repeat or be stored.
         tag: u64,
     },
 }
@@ -59,7 +70,9 @@ pub struct Append {
     pub place: Place,
     /// The event; `None` only finishes the stream. Its position is the last that
     /// the writer knows of: one above the top becomes the top, so that what was
-    /// lost before it shows. Where the stream is finished it is a repeat.
+    /// lost before it shows. The answer has the top. Where its writer has ended
+    /// the stream it is a repeat; where others did, who raised the epoch, it is
+    /// fenced like any other append of the old epoch.
     pub event: Option<NewEvent>,
     /// Finishes the stream in the same write, and keeps it for so long.
     pub finish: Option<Duration>,
@@ -67,23 +80,27 @@ pub struct Append {
     pub end: StreamEnd,
     /// Events that the stream may keep, this one included; the oldest go.
     pub keep_events: usize,
-    /// Bytes that it may keep.
+    /// Bytes that it may keep. The newest event stays, whatever its size.
     pub keep_bytes: usize,
     /// For owned places, the same as a position, counted by the writer: events
     /// at or before it may go. A backend may use this in place of the two. An
     /// inline one is not told it.
     pub trim: Option<Position>,
-    /// The holder as the writer knows it, to be woken in the same step.
+    /// The holder as the writer knows it, to be woken in the same step, whether it
+    /// holds the stream still or not.
     pub wake: Option<InstanceId>,
 }
 
-/// What is stored for a session and for its principal, as far as the backend
-/// can tell cheaply; `0` where it cannot.
+/// What is stored for a session and for its principal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
-    /// Bytes of events of the session.
+    /// Bytes of events of the session. Required: by it the engine
+    /// [shrinks](super::Storage::shrink) a session that is over its bytes (E4).
+    /// It may lag behind by a small part of that bound.
     pub session_bytes: u64,
-    /// Bytes of events of the principal.
+    /// Bytes of events of the principal, for those who look; `0` where the
+    /// backend cannot tell cheaply. The engine does not look: the principal's
+    /// bound is kept by [`enter`](super::Storage::enter).
     pub principal_bytes: u64,
 }
 
@@ -92,9 +109,10 @@ pub struct Usage {
 pub enum Appended {
     /// Stored now, or by an earlier try.
     Stored {
-        /// Where.
+        /// Where; for a repeat where it was stored first.
         position: Position,
-        /// Who holds the stream and is to be woken.
+        /// Who holds the stream, always: the writer learns by it whom to name in
+        /// [`Append::wake`], and the engine knocks at one that was not named.
         holder: Option<InstanceId>,
         /// What is stored now.
         usage: Usage,
@@ -211,12 +229,15 @@ pub enum Hold {
     /// Becomes the holder, whoever it was; of its own hold this goes on with
     /// the same cursor under a higher number.
     Take,
-    /// Becomes the holder if there is none, or if it is this one, who is dead.
-    /// Where the caller holds it already, this is a repeat, with the same
-    /// number and cursor.
+    /// Becomes the holder if there is none, or if it is this one, who is dead:
+    /// the same instance under the same number. Where the caller holds it
+    /// already, this is a repeat, with the same number and cursor. Otherwise
+    /// somebody else holds it, and is told as [`Held::Busy`].
     TakeFrom(Option<Holder>),
-    /// Lets go, if the number is still this; what was yielded last is kept for
-    /// the next holder.
+    /// Lets go, if the caller holds the stream under this number; what was
+    /// yielded last is kept for the next holder. Where somebody else holds it,
+    /// nobody does, or the number is another one, nothing changes, and the answer
+    /// is [`Held::Done`] all the same: it is a repeat, or comes late.
     Release {
         /// The number.
         number: u64,
@@ -230,17 +251,20 @@ pub enum Hold {
 pub enum Held {
     /// The caller holds the stream (for a release: no longer).
     Done {
-        /// Its number.
+        /// Its number; for a release the one that was to be let go of.
         number: u64,
-        /// Who held it before, to be woken.
+        /// Who held it until this step, at whom the engine knocks. `None` for a
+        /// release and for a repeat; of one's own hold it may be the caller or
+        /// `None`.
         former: Option<InstanceId>,
         /// Where the former holder let go; [`Position::START`] for the first
-        /// holder, the top where it did not say.
+        /// holder, the top at this moment where it did not say. For a release,
+        /// the cursor that came with it.
         cursor: Position,
         /// The state now.
         state: StreamState,
     },
-    /// Somebody else holds it.
+    /// Somebody else holds it. For [`Hold::TakeFrom`] only.
     Busy(Holder),
     /// The stream is not there although its session is. The standalone stream
     /// is created instead.
@@ -249,8 +273,10 @@ pub enum Held {
     NoSession,
 }
 
-/// The end of a dead owner's stream, in a new epoch (clause F3): at least 2, for
-/// writers begin with 1 whether they have written or not.
+/// The end of a dead owner's open stream, in a new epoch (clause F3): one above
+/// the stream's, and at least 2, for writers begin with 1 whether they have
+/// written or not. [`StreamState::top`] becomes `(epoch, 0)`. The same goes for
+/// streams that [`sweep`](super::Storage::sweep) ends.
 #[derive(Debug, Clone)]
 pub struct Claim {
     /// The session.
