@@ -6,6 +6,8 @@ use http::request::Parts;
 use mcp_adapter_core::{Adapter, ClientRequestAdapter, Principal, SessionAdapter, SignalAdapter};
 use tokio::sync::Notify;
 
+use crate::signals::Signals;
+
 /// How a request shows its principal.
 pub(crate) type PrincipalOf = Arc<dyn Fn(&Parts) -> Option<Principal> + Send + Sync>;
 
@@ -72,10 +74,8 @@ pub(crate) struct Backends {
     /// Where requests are stored apart: a store takes requests of sessions
     /// that it knows, so those that ask have an empty copy there.
     pub(crate) mirror: Option<Arc<dyn SessionAdapter>>,
-    pub(crate) signals: Option<Arc<dyn SignalAdapter>>,
+    pub(crate) signals: Arc<Signals>,
     pub(crate) settings: Settings,
-    /// Tells our own signals from those of others.
-    pub(crate) origin: String,
     /// Notified whenever a call, a handler or a worker has ended.
     pub(crate) settled: Notify,
 }

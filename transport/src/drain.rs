@@ -17,6 +17,7 @@ pub(crate) async fn drain(registry: &Arc<Registry>, deadline: Duration) -> Drain
     let deadline = Instant::now() + deadline;
     registry.drain();
     registry.gets.cancel();
+    registry.bus.end();
     until(registry, deadline, || !registry.is_busy()).await;
 
     // Nothing is lost by the order: what comes in from here on is told to

@@ -10,11 +10,15 @@ use mcp_adapter_core::{
     Adapter, Error, ErrorKind, EventId, Health, InstanceId, Principal, Result, SessionId,
     SessionRecord,
 };
-use rmcp::model::{ServerJsonRpcMessage, ServerNotification};
+use rmcp::{
+    ErrorData,
+    model::{ServerJsonRpcMessage, ServerNotification},
+    service::SubscriptionContext,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{drain, message, record, registry::Registry};
+use crate::{bus::Bus, drain, message, record, registry::Registry};
 
 /// Sessions that are told at once of one broadcast.
 const PARALLEL: usize = 16;
@@ -65,6 +69,7 @@ impl Drained {
 #[derive(Debug, Clone)]
 pub(crate) struct Bound {
     pub(crate) registry: Weak<Registry>,
+    pub(crate) bus: Weak<Bus>,
     pub(crate) whole: Option<Arc<dyn Adapter>>,
 }
 
@@ -79,8 +84,11 @@ pub struct FleetHandle(Arc<OnceLock<Bound>>);
 
 impl FleetHandle {
     pub(crate) fn of(registry: Weak<Registry>) -> Self {
+        let bus = registry.upgrade();
+        let bus = bus.map_or_else(Weak::new, |registry| Arc::downgrade(&registry.bus));
         Self(Arc::new(OnceLock::from(Bound {
             registry,
+            bus,
             whole: None,
         })))
     }
@@ -97,6 +105,16 @@ impl FleetHandle {
             .ok_or_else(|| {
                 Error::new(ErrorKind::Closed, "fleet handle")
                     .with_message("the transport has no sessions, is not bound yet or was dropped")
+            })
+    }
+
+    fn bus(&self) -> Result<Arc<Bus>> {
+        self.0
+            .get()
+            .and_then(|bound| bound.bus.upgrade())
+            .ok_or_else(|| {
+                Error::new(ErrorKind::Closed, "fleet handle")
+                    .with_message("the transport is not bound yet or was dropped")
             })
     }
 
@@ -119,40 +137,99 @@ impl FleetHandle {
         registry.backends.sessions.append(session, event).await
     }
 
-    /// Tells every session of the fleet that a list has changed.
+    /// Tells every client of the fleet that a list has changed: those of
+    /// sessions, and those of 2026-07-28 that [`listen`](Self::listen) for it.
     ///
     /// Reached are the sessions that have a worker or a listening client at
-    /// some instance, each at most once: other instances hear of it by a
-    /// signal, which may be lost.
+    /// some instance, each at most once, and all listeners whose filter has it.
+    /// Other instances hear of it by a signal, which may be lost.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed) where the transport has no sessions or
-    /// was dropped.
+    /// [`Unavailable`](ErrorKind::Unavailable) or [`Timeout`](ErrorKind::Timeout)
+    /// where the other instances could not be told: this one's clients were,
+    /// and a repeat tells them again. [`Closed`](ErrorKind::Closed) where the
+    /// transport is not bound yet or was dropped.
     pub async fn broadcast(&self, changed: ListChanged) -> Result<()> {
         self.publish(What::ListChanged(changed)).await
     }
 
-    /// Tells every session that has subscribed to `uri` that it was updated.
-    /// Reach and errors are those of [`broadcast`](Self::broadcast).
+    /// Tells every client that has subscribed to `uri`, by
+    /// `resources/subscribe` or `subscriptions/listen`, that it was updated.
+    /// Reach is that of [`broadcast`](Self::broadcast).
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed) where the transport has no sessions or
-    /// was dropped.
+    /// Those of [`broadcast`](Self::broadcast), and
+    /// [`TooLarge`](ErrorKind::TooLarge) for a URI that does not fit into a
+    /// signal of [`MAX_SIGNAL_BYTES`](mcp_adapter_core::MAX_SIGNAL_BYTES):
+    /// nobody was told.
     pub async fn resource_updated(&self, uri: impl Into<String> + Send) -> Result<()> {
         self.publish(What::Updated(uri.into())).await
     }
 
     async fn publish(&self, what: What) -> Result<()> {
-        let registry = self.registry()?;
         let broadcast = Broadcast {
             id: InstanceId::generate().to_string()[..16].to_owned(),
             what,
         };
-        tokio::join!(
-            registry.backends.signal_broadcast(broadcast.clone()),
-            registry.deliver(broadcast)
-        );
-        Ok(())
+        self.bus()?.publish(broadcast).await
+    }
+
+    /// Serves a `subscriptions/listen` of 2026-07-28: sends its client what
+    /// [`broadcast`](Self::broadcast) and
+    /// [`resource_updated`](Self::resource_updated) tell at any instance, as
+    /// far as its filter goes. This is all that a handler's `listen` does:
+    ///
+    /// ```
+    /// use mcp_adapter_transport::FleetHandle;
+    /// use rmcp::{
+    ///     ErrorData, ServerHandler,
+    ///     model::{ServerCapabilities, ServerInfo, SubscriptionFilter},
+    ///     service::SubscriptionContext,
+    /// };
+    ///
+    /// struct MyServer {
+    ///     fleet: FleetHandle,
+    /// }
+    ///
+    /// impl ServerHandler for MyServer {
+    ///     fn get_info(&self) -> ServerInfo {
+    ///         let tools = ServerCapabilities::builder().enable_tools();
+    ///         ServerInfo::new(tools.enable_tool_list_changed().build())
+    ///     }
+    ///
+    ///     // rmcp grants no more than `get_info` offers.
+    ///     fn accepted_subscription_filter(
+    ///         &self,
+    ///         requested: &SubscriptionFilter,
+    ///     ) -> Option<SubscriptionFilter> {
+    ///         Some(requested.clone())
+    ///     }
+    ///
+    ///     async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
+    ///         self.fleet.listen(context).await
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// Nothing that this instance hears after the request arrived is missed.
+    /// Changes that a slow client has not read yet are sent once, however often
+    /// they occurred, so what waits for it is bounded by its filter. It returns
+    /// when the client is gone, and with a [`drain`](Self::drain), so that the
+    /// client gets a result and listens elsewhere.
+    ///
+    /// # Errors
+    /// An internal error for the client where the transport was dropped.
+    pub async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
+        match self.bus() {
+            Ok(bus) => {
+                bus.hold(context).await;
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(%error, "a client cannot listen");
+                Err(ErrorData::internal_error("nothing to listen to", None))
+            }
+        }
     }
 
     /// Whether this instance should get requests; costs nothing.
@@ -173,14 +250,20 @@ impl FleetHandle {
     /// Shuts this instance down without a lost result.
     ///
     /// It is no longer [`Ready`](Readiness::Ready) and closes the streams that
-    /// clients listen on, which they reopen elsewhere. Calls, new ones too, run
+    /// clients listen on, [`listen`](Self::listen)'s with a result; they are
+    /// reopened elsewhere. Calls, new ones too, run
     /// until `deadline`; then pending client requests fail, and calls that
     /// still run end with a JSON-RPC error. Sessions stay, for other instances.
     /// Close the adapter after this, not before.
     pub async fn drain(&self, deadline: Duration) -> Drained {
         match self.registry() {
             Ok(registry) => drain::drain(&registry, deadline).await,
-            Err(_) => Drained::new(0),
+            Err(_) => {
+                if let Ok(bus) = self.bus() {
+                    bus.end();
+                }
+                Drained::new(0)
+            }
         }
     }
 }
@@ -189,12 +272,12 @@ impl FleetHandle {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Broadcast {
     id: String,
-    what: What,
+    pub(crate) what: What,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum What {
+pub(crate) enum What {
     ListChanged(ListChanged),
     Updated(String),
 }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod accept;
+mod bus;
 mod config;
 mod drain;
 mod exchange;

@@ -18,6 +18,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    bus::Bus,
     config::Backends,
     signals,
     verdict::{HANDSHAKE_TIMEOUT, Verdict},
@@ -36,6 +37,7 @@ pub(crate) type Restorer = Arc<dyn Fn(Restore) -> BoxFuture<'static, bool> + Sen
 
 pub(crate) struct Registry {
     pub(crate) backends: Arc<Backends>,
+    pub(crate) bus: Arc<Bus>,
     restorer: Restorer,
     slots: Mutex<HashMap<SessionId, Slot>>,
     standing: Mutex<HashMap<SessionId, Standers>>,
@@ -82,11 +84,13 @@ impl Drop for Registry {
 impl Registry {
     pub(crate) fn new(
         backends: Arc<Backends>,
+        bus: Arc<Bus>,
         restorer: Restorer,
         stopped: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
             backends,
+            bus,
             restorer,
             slots: Mutex::default(),
             standing: Mutex::default(),
@@ -105,7 +109,6 @@ impl Registry {
         if self.started.set(()).is_err() {
             return;
         }
-        signals::listen_for_broadcasts(self);
         let (registry, stopped) = (Arc::downgrade(self), self.stopped.clone());
         let idle = self.backends.settings.worker_idle;
         tokio::spawn(stopped.run_until_cancelled_owned(async move {
@@ -289,10 +292,12 @@ impl Registry {
             || self.workers().iter().any(|worker| worker.is_busy())
     }
 
-    /// Counts a request without a session until it is answered.
+    /// A request without a session, which counts once it is told to.
     pub(crate) fn stateless(self: &Arc<Self>) -> Stateless {
-        self.stateless.fetch_add(1, Ordering::AcqRel);
-        Stateless(Arc::clone(self))
+        Stateless {
+            registry: Arc::clone(self),
+            counted: AtomicBool::new(false),
+        }
     }
 
     /// Counts a client that listens here.
@@ -376,11 +381,25 @@ impl Drop for Standing {
 
 /// A request without a session, until it is answered.
 #[derive(Debug)]
-pub(crate) struct Stateless(Arc<Registry>);
+pub(crate) struct Stateless {
+    registry: Arc<Registry>,
+    counted: AtomicBool,
+}
+
+impl Stateless {
+    /// From now on a drain waits for it.
+    pub(crate) fn count(&self) {
+        if !self.counted.swap(true, Ordering::AcqRel) {
+            self.registry.stateless.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
 
 impl Drop for Stateless {
     fn drop(&mut self) {
-        self.0.stateless.fetch_sub(1, Ordering::AcqRel);
-        self.0.backends.settled.notify_waiters();
+        if *self.counted.get_mut() {
+            self.registry.stateless.fetch_sub(1, Ordering::AcqRel);
+            self.registry.backends.settled.notify_waiters();
+        }
     }
 }

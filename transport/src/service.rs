@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
 };
 
@@ -24,6 +24,7 @@ use rmcp::{
 use tower_service::Service;
 
 use crate::{
+    bus::Bus,
     config::Settings,
     exchange::{EXCHANGE, Exchange, Kind, Stash},
     manager::Manager,
@@ -47,11 +48,12 @@ const SESSION_ID: &str = "mcp-session-id";
 /// | 408 | the body did not arrive in time |
 /// | 413 | the body or an answer is too large |
 /// | 429 | the principal's share is used up |
-/// | 503 | overloaded, draining, or the backend is away; all with `Retry-After` |
+/// | 503 | overloaded, draining, or the backend is away; a listener where other instances are not heard; all with `Retry-After` |
 ///
 /// Bodies of errors are fixed texts; what went wrong is in the server's log.
 pub struct McpService<S> {
     inner: Inner<S>,
+    bus: Arc<Bus>,
     settings: Arc<Settings>,
 }
 
@@ -77,6 +79,7 @@ impl<S> Clone for McpService<S> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
+            bus: Arc::clone(&self.bus),
             settings: Arc::clone(&self.settings),
         }
     }
@@ -111,8 +114,12 @@ where
 }
 
 impl<S: ServerHandler + Send + 'static> McpService<S> {
-    pub(crate) fn new(inner: Inner<S>, settings: Arc<Settings>) -> Self {
-        Self { inner, settings }
+    pub(crate) fn new(inner: Inner<S>, bus: Arc<Bus>, settings: Arc<Settings>) -> Self {
+        Self {
+            inner,
+            bus,
+            settings,
+        }
     }
 
     async fn handle<B>(&self, request: Request<B>) -> Response<ResponseBody>
@@ -129,17 +136,35 @@ impl<S: ServerHandler + Send + 'static> McpService<S> {
         } else {
             Bytes::new()
         };
+        self.bus.start();
+        let listens = is_listen(&parts.headers);
+        if listens && !self.bus.is_ready().await {
+            // It would not hear of what changes elsewhere.
+            return Verdict::Unavailable.into_response();
+        }
         let response = match &self.inner {
             Inner::Stateless(service) => {
+                if listens {
+                    parts.extensions.insert(self.bus.arrival(Weak::new()));
+                }
                 let request = Request::from_parts(parts, Full::new(body));
                 service.handle(request).await.map(BodyExt::boxed_unsync)
             }
             Inner::Sessions(service, registry) => {
                 let modern = is_modern(&parts.headers);
-                if modern && registry.is_refusing() {
+                if modern && (registry.is_refusing() || listens && registry.is_draining()) {
                     return Verdict::Unavailable.into_response();
                 }
-                let stateless = modern.then(|| registry.stateless());
+                let stateless = modern.then(|| Arc::new(registry.stateless()));
+                match &stateless {
+                    // A drain ends it, and does not wait for it before.
+                    Some(stateless) if listens => {
+                        let response = Arc::downgrade(stateless);
+                        parts.extensions.insert(self.bus.arrival(response));
+                    }
+                    Some(stateless) => stateless.count(),
+                    None => {}
+                }
                 let exchange = Arc::new(Exchange {
                     session: session_id(&mut parts.headers),
                     principal: (self.settings.principal.as_ref()).and_then(|of| of(&parts)),
@@ -215,14 +240,16 @@ impl<S: ServerHandler + Send + 'static> McpService<S> {
     }
 }
 
-/// Whether rmcp serves the request without a session. Those that listen until
-/// they are stopped are not among them: a drain does not wait for them.
+/// Whether rmcp serves the request without a session.
 fn is_modern(headers: &HeaderMap) -> bool {
     let version = headers.get("mcp-protocol-version");
     version.is_some_and(|version| version.as_bytes() >= b"2026-07-28".as_slice())
-        && headers
-            .get("mcp-method")
-            .is_none_or(|method| method != "subscriptions/listen")
+}
+
+/// Whether the request lasts until somebody ends it.
+fn is_listen(headers: &HeaderMap) -> bool {
+    let method = headers.get("mcp-method");
+    is_modern(headers) && method.is_some_and(|method| method == "subscriptions/listen")
 }
 
 /// The request's session. A malformed id is replaced by one that is never

@@ -1,14 +1,14 @@
 //! What instances tell each other. All of it may get lost: what must not be
 //! is in a record or a stream as well.
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::StreamExt;
-use mcp_adapter_core::{Channel, ErrorKind, SessionId};
+use futures::{StreamExt, stream::BoxStream};
+use mcp_adapter_core::{
+    Channel, Error, ErrorKind, InstanceId, MAX_SIGNAL_BYTES, Result, SessionId, Signal,
+    SignalAdapter,
+};
 use rmcp::model::{ClientJsonRpcMessage, ClientNotification};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -17,13 +17,11 @@ use crate::{
     config::Backends,
     fleet::Broadcast,
     record,
-    registry::Registry,
     worker::{Mapped, NotTaken, Worker},
 };
 
 /// How long a listener waits before it listens again after a failure.
-const LISTEN_AGAIN: Duration = Duration::from_secs(1);
-const TOPIC: &str = "mcp-adapter-transport";
+pub(crate) const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Serialize, Deserialize)]
 struct Envelope {
@@ -34,7 +32,7 @@ struct Envelope {
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum News {
+pub(crate) enum News {
     /// The session's record has changed.
     Changed,
     /// The session was deleted.
@@ -44,25 +42,91 @@ enum News {
     Broadcast(Broadcast),
 }
 
-impl Backends {
-    async fn signal(&self, channel: &Channel, news: News) {
-        let Some(signals) = &self.signals else {
-            return;
-        };
+/// The way to the other instances, if there is one.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    adapter: Option<Arc<dyn SignalAdapter>>,
+    /// Tells our own signals from those of others.
+    origin: String,
+}
+
+impl Signals {
+    pub(crate) fn new(adapter: Option<Arc<dyn SignalAdapter>>) -> Self {
+        Self {
+            adapter,
+            origin: InstanceId::generate().to_string(),
+        }
+    }
+
+    pub(crate) fn are_none(&self) -> bool {
+        self.adapter.is_none()
+    }
+
+    /// The bytes of a signal.
+    ///
+    /// # Errors
+    /// [`TooLarge`](ErrorKind::TooLarge), also where nobody would be told: a
+    /// limit that holds with some backends only would be found in production.
+    pub(crate) fn seal(&self, news: News) -> Result<Bytes> {
         let envelope = Envelope {
             origin: self.origin.clone(),
             news,
         };
-        let Some(payload) = crate::message::encode(&envelope) else {
-            return;
+        let payload = crate::message::encode(&envelope)
+            .ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "signal"))?;
+        if payload.len() > MAX_SIGNAL_BYTES {
+            return Err(Error::new(ErrorKind::TooLarge, "signal"));
+        }
+        Ok(payload)
+    }
+
+    /// What others have to say; our own signals are none.
+    pub(crate) fn open(&self, payload: &[u8]) -> Option<News> {
+        let envelope: Envelope = serde_json::from_slice(payload)
+            .inspect_err(|error| tracing::debug!(%error, "a signal that is not ours"))
+            .ok()?;
+        (envelope.origin != self.origin).then_some(envelope.news)
+    }
+
+    /// Sends what was sealed, and counts it where that fails.
+    pub(crate) async fn send(&self, channel: &Channel, payload: Bytes) -> Result<()> {
+        let Some(adapter) = &self.adapter else {
+            return Ok(());
         };
-        if let Err(error) = signals.signal(channel, payload).await {
+        let sent = adapter.signal(channel, payload).await;
+        if sent.is_err() {
             metrics::counter!("mcp_transport_signals_lost_total").increment(1);
-            if error.kind() == ErrorKind::TooLarge {
-                tracing::debug!(%error, "a notification is too large for other instances");
-            } else {
-                tracing::warn!(%error, "a signal was not sent");
+        }
+        sent
+    }
+
+    /// Hears the others; without an adapter nothing is ever said.
+    pub(crate) async fn listen(&self, channel: &Channel) -> Result<BoxStream<'static, Signal>> {
+        match &self.adapter {
+            Some(adapter) => adapter.listen(channel).await,
+            None => Err(Error::new(ErrorKind::Closed, "listen")),
+        }
+    }
+}
+
+impl Backends {
+    async fn signal(&self, channel: &Channel, news: News) {
+        if self.signals.are_none() {
+            return;
+        }
+        let sent = match self.signals.seal(news) {
+            Ok(payload) => self.signals.send(channel, payload).await,
+            Err(error) => {
+                metrics::counter!("mcp_transport_signals_lost_total").increment(1);
+                Err(error)
             }
+        };
+        match sent {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::TooLarge => {
+                tracing::debug!(%error, "a notification is too large for other instances");
+            }
+            Err(error) => tracing::warn!(%error, "a signal was not sent"),
         }
     }
 
@@ -83,23 +147,18 @@ impl Backends {
                 .await;
         }
     }
-
-    pub(crate) async fn signal_broadcast(&self, broadcast: Broadcast) {
-        self.signal(&Channel::Topic(TOPIC.into()), News::Broadcast(broadcast))
-            .await;
-    }
 }
 
 /// Listens for a worker until it ends. Returns once it listens, or at the
 /// first failure, after which it goes on trying.
 pub(crate) async fn listen(worker: &Arc<Worker>) {
-    let Some(signals) = worker.backends.signals.clone() else {
+    let signals = Arc::clone(&worker.backends.signals);
+    if signals.are_none() {
         return;
-    };
+    }
     let channel = Channel::Session(worker.session.clone());
     let first = signals.listen(&channel).await;
     let (weak, closed) = (Arc::downgrade(worker), worker.closed.clone());
-    let backends = Arc::clone(&worker.backends);
     tokio::spawn(closed.run_until_cancelled_owned(async move {
         let mut listening = first;
         loop {
@@ -107,7 +166,7 @@ pub(crate) async fn listen(worker: &Arc<Worker>) {
                 Ok(mut heard) => {
                     while let Some(signal) = heard.next().await {
                         let Some(worker) = weak.upgrade() else { return };
-                        if let Some(news) = read(&backends, &signal.payload) {
+                        if let Some(news) = signals.open(&signal.payload) {
                             hear(&worker, news).await;
                         }
                     }
@@ -119,13 +178,6 @@ pub(crate) async fn listen(worker: &Arc<Worker>) {
             listening = signals.listen(&channel).await;
         }
     }));
-}
-
-fn read(backends: &Backends, payload: &[u8]) -> Option<News> {
-    let envelope: Envelope = serde_json::from_slice(payload)
-        .inspect_err(|error| tracing::debug!(%error, "a signal that is not ours"))
-        .ok()?;
-    (envelope.origin != backends.origin).then_some(envelope.news)
 }
 
 async fn hear(worker: &Arc<Worker>, news: News) {
@@ -155,7 +207,7 @@ async fn hear(worker: &Arc<Worker>, news: News) {
 pub(crate) fn deliver(
     worker: &Arc<Worker>,
     mut notification: ClientNotification,
-) -> Result<bool, NotTaken> {
+) -> std::result::Result<bool, NotTaken> {
     match &mut notification {
         ClientNotification::InitializedNotification(_) => worker.notify_initialized(notification),
         ClientNotification::ProgressNotification(progress) => {
@@ -168,34 +220,4 @@ pub(crate) fn deliver(
         _ => worker.notify(notification)?,
     }
     Ok(true)
-}
-
-/// Listens for broadcasts as long as the registry lives.
-pub(crate) fn listen_for_broadcasts(registry: &Arc<Registry>) {
-    let Some(signals) = registry.backends.signals.clone() else {
-        return;
-    };
-    let (weak, stopped): (Weak<Registry>, _) = (Arc::downgrade(registry), registry.stopped.clone());
-    tokio::spawn(stopped.run_until_cancelled_owned(async move {
-        let channel = Channel::Topic(TOPIC.into());
-        loop {
-            match signals.listen(&channel).await {
-                Ok(mut heard) => {
-                    while let Some(signal) = heard.next().await {
-                        let Some(registry) = weak.upgrade() else {
-                            return;
-                        };
-                        if let Some(News::Broadcast(broadcast)) =
-                            read(&registry.backends, &signal.payload)
-                        {
-                            registry.deliver(broadcast).await;
-                        }
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Closed => return,
-                Err(error) => tracing::warn!(%error, "cannot listen for broadcasts"),
-            }
-            tokio::time::sleep(LISTEN_AGAIN).await;
-        }
-    }));
 }

@@ -3,9 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use http::request::Parts;
-use mcp_adapter_core::{
-    Adapter, ClientRequestAdapter, InstanceId, Principal, SessionAdapter, SignalAdapter,
-};
+use mcp_adapter_core::{Adapter, ClientRequestAdapter, Principal, SessionAdapter, SignalAdapter};
 use rmcp::{
     ServerHandler,
     transport::{
@@ -16,12 +14,14 @@ use rmcp::{
 use tokio::sync::Notify;
 
 use crate::{
+    bus::Bus,
     config::{Backends, Roles, Settings},
     fleet::{Bound, FleetHandle},
     manager::Manager,
     registry::Registry,
     restore,
     service::{Inner, McpService},
+    signals::Signals,
 };
 
 /// MCP's Streamable HTTP over rmcp, in three tiers with the same server code.
@@ -112,8 +112,12 @@ impl StreamableHttpTransport {
     /// do not hear of a client's notifications (`roots/list_changed`, progress
     /// on client requests, `initialized`, custom ones), hear of a new log level
     /// or subscription only with their session's next request, and
-    /// [`FleetHandle::broadcast`] reaches this instance's sessions only. All
-    /// else, cancellation and client requests included, needs no signals.
+    /// [`FleetHandle::broadcast`] reaches this instance's sessions and
+    /// listeners only. All else, cancellation and client requests included,
+    /// needs no signals.
+    ///
+    /// A server of 2026-07-28 alone needs no sessions. With a signal adapter
+    /// and nothing else, its listeners hear of changes at all instances.
     pub fn with_signal_adapter(mut self, adapter: impl SignalAdapter) -> Self {
         self.roles.signals = Some(Arc::new(adapter));
         self.roles.whole = None;
@@ -216,40 +220,44 @@ impl StreamableHttpTransport {
             move || factory()
         };
         let shared = Arc::new(settings.clone());
+        let signals = Arc::new(Signals::new(roles.signals));
+        let stopped = config.cancellation_token.clone();
+        let bus = Bus::new(Arc::clone(&signals), &stopped);
         let Some(sessions) = roles.sessions else {
-            if roles.requests.is_some() || roles.signals.is_some() {
-                tracing::warn!("without a session adapter the other adapters are not used");
+            if roles.requests.is_some() {
+                tracing::warn!("without a session adapter clients cannot be asked");
             }
             fleet.bind(Bound {
                 registry: std::sync::Weak::new(),
+                bus: Arc::downgrade(&bus),
                 whole: None,
             });
             let config = config.with_legacy_session_mode(false);
             let manager = Arc::new(NeverSessionManager::default());
             let service = StreamableHttpService::new(make, manager, config);
-            return McpService::new(Inner::Stateless(service), shared);
+            return McpService::new(Inner::Stateless(service), bus, shared);
         };
         let backends = Arc::new(Backends {
             sessions,
             requests: roles.requests,
             mirror: roles.mirror,
-            signals: roles.signals,
+            signals,
             settings,
-            origin: InstanceId::generate().to_string(),
             settled: Notify::new(),
         });
-        let stopped = config.cancellation_token.clone();
         let restorer = restore::restorer(factory, stopped.clone());
-        let registry = Registry::new(backends, restorer, stopped);
+        let registry = Registry::new(backends, Arc::clone(&bus), restorer, stopped);
+        bus.serve_sessions(Arc::downgrade(&registry));
         fleet.bind(Bound {
             registry: Arc::downgrade(&registry),
+            bus: Arc::downgrade(&bus),
             whole: roles.whole,
         });
         let manager = Arc::new(Manager {
             registry: Arc::clone(&registry),
         });
         let service = StreamableHttpService::new(make, manager, config);
-        McpService::new(Inner::Sessions(service, registry), shared)
+        McpService::new(Inner::Sessions(service, registry), bus, shared)
     }
 }
 

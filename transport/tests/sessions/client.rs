@@ -97,8 +97,11 @@ impl Client {
             .header("content-type", "application/json")
             .header("mcp-protocol-version", "2026-07-28")
             .header("mcp-method", message["method"].as_str().unwrap())
-            .header("mcp-name", message["params"]["name"].as_str().unwrap())
             .body(message.to_string());
+        let request = match message["params"]["name"].as_str() {
+            Some(name) => request.header("mcp-name", name),
+            None => request,
+        };
         let response = self.send(request).await?;
         self.events(response).await
     }

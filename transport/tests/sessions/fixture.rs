@@ -3,16 +3,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use mcp_adapter_transport::{Replayed, Session};
+use mcp_adapter_transport::{FleetHandle, Replayed, Session};
 use parking_lot::Mutex;
 use rmcp::{
     ErrorData, RoleServer, ServerHandler,
     model::{
         CallToolRequestParams, CallToolResponse, CallToolResult, CustomNotification,
         InitializeRequestParams, InitializeResult, ProgressNotificationParam, ServerConfig,
-        SubscribeRequestParams, UnsubscribeRequestParams,
+        SubscribeRequestParams, SubscriptionFilter, UnsubscribeRequestParams,
     },
-    service::{NotificationContext, RequestContext},
+    service::{NotificationContext, RequestContext, SubscriptionContext},
     transport::streamable_http_server::SessionRestoreMarker,
 };
 use serde_json::{Value, json};
@@ -68,12 +68,14 @@ pub(crate) struct Fixture {
     pub(crate) probe: Arc<Probe>,
     level: Mutex<String>,
     uris: Mutex<Vec<String>>,
+    fleet: FleetHandle,
 }
 
 impl Fixture {
-    pub(crate) fn new(probe: Arc<Probe>) -> Self {
+    pub(crate) fn new(probe: Arc<Probe>, fleet: FleetHandle) -> Self {
         Self {
             probe,
+            fleet,
             level: Mutex::new("none".into()),
             uris: Mutex::default(),
         }
@@ -131,7 +133,11 @@ impl ServerHandler for Fixture {
     fn get_info(&self) -> ServerConfig {
         serde_json::from_value(json!({
             "protocolVersion": "2025-11-25",
-            "capabilities": {"tools": {}, "logging": {}, "resources": {"subscribe": true}},
+            "capabilities": {
+                "tools": {"listChanged": true},
+                "logging": {},
+                "resources": {"subscribe": true},
+            },
             "serverInfo": {"name": "fixture", "version": "1"},
         }))
         .unwrap()
@@ -273,6 +279,19 @@ impl ServerHandler for Fixture {
     ) -> Result<(), ErrorData> {
         self.uris.lock().retain(|uri| **uri != *request.uri);
         Ok(())
+    }
+
+    fn accepted_subscription_filter(
+        &self,
+        requested: &SubscriptionFilter,
+    ) -> Option<SubscriptionFilter> {
+        Some(requested.clone())
+    }
+
+    async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
+        let done = self.fleet.listen(context).await;
+        self.probe.saw("listened");
+        done
     }
 
     async fn on_initialized(&self, _: NotificationContext<RoleServer>) {

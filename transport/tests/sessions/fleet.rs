@@ -86,7 +86,8 @@ impl Instance {
         let probe = Probe::new(name);
         let handle = transport.fleet();
         let made = Arc::clone(&probe);
-        let service = transport.bind(move || Ok(Fixture::new(Arc::clone(&made))));
+        let fleet = handle.clone();
+        let service = transport.bind(move || Ok(Fixture::new(Arc::clone(&made), fleet.clone())));
         Self {
             url: serve(service).await,
             probe,
@@ -110,7 +111,7 @@ impl Instance {
         let mut sessions = LocalSessionManager::default();
         sessions.session_config = SessionConfig::default();
         let service = StreamableHttpService::new(
-            move || Ok(Fixture::new(Arc::clone(&made))),
+            move || Ok(Fixture::new(Arc::clone(&made), FleetHandle::default())),
             Arc::new(sessions),
             StreamableHttpServerConfig::default(),
         );

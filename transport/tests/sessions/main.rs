@@ -10,6 +10,7 @@ mod flaky;
 mod fleet;
 mod input;
 mod lifecycle;
+mod listen;
 mod scenarios;
 mod table;
 
