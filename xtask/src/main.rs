@@ -3,6 +3,7 @@
 mod bench;
 mod command;
 mod mcp_conformance;
+mod servers;
 mod test;
 
 use std::process::ExitCode;
@@ -16,7 +17,8 @@ Tasks:
   test [-- ARGS]  Build and test all packages, doc tests too. With ARGS for the test
                   runner, such as a filter, only the tests that they select
   ci              Format, lints and docs with warnings denied, then test
-  bench ADAPTER   The gates of an adapter (memory), as ratios to the raw engine
+  bench ADAPTER   The gates of an adapter (memory, sqlite, redis, postgres), as ratios
+                  to the raw engine
   mcp-conformance The official MCP conformance suite against three instances behind
                   each policy of the proxy; needs npm
 ";

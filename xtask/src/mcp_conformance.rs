@@ -18,6 +18,9 @@ const SUITE: &str = "@modelcontextprotocol/conformance@0.2.0-alpha.12";
 const NODE: &str = "node@22";
 const POLICIES: [&str; 3] = ["anti", "anti2", "round-robin"];
 const REQUIREMENTS: [&str; 2] = ["2025-11-25", "2026-07-28"];
+/// Scenarios of an extension that the example server does not have; the suite
+/// does not score them.
+const NOT_OURS: &str = "server-tasks-";
 /// How long the fleet may take until it listens.
 const START: Duration = Duration::from_secs(30);
 
@@ -27,6 +30,8 @@ struct Counts {
     success: usize,
     failure: usize,
     warning: usize,
+    /// Failures among [`NOT_OURS`].
+    not_ours: usize,
 }
 
 pub(crate) fn run() -> Result<(), Failure> {
@@ -36,16 +41,19 @@ pub(crate) fn run() -> Result<(), Failure> {
     let mut failed = Vec::new();
     let mut table = Vec::new();
     for policy in POLICIES {
-        let fleet = Fleet::start(policy)?;
+        let fleet = Fleet::start(policy, &folder.join("store"))?;
         for requirements in REQUIREMENTS {
             let out = folder.join(format!("out-{policy}-{requirements}"));
             let passed = suite(&folder, &fleet.url, requirements, &out)?;
             let counts = count(&out)?;
+            // The suite passes with warnings, and so with a promise half kept.
+            let passed = passed && counts.failure + counts.warning == 0;
             table.push(format!(
-                "{policy:<12} {requirements}  {:>4} passed {:>3} failed {:>3} warnings  {}",
+                "{policy:<12} {requirements}  {:>4} passed {:>3} failed {:>3} warnings {:>3} of extensions  {}",
                 counts.success,
                 counts.failure,
                 counts.warning,
+                counts.not_ours,
                 if passed { "ok" } else { "NOT OK" },
             ));
             if !passed {
@@ -58,7 +66,7 @@ pub(crate) fn run() -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure::new(format!(
-            "required scenarios fail: {}; see {}",
+            "scenarios fail or warn: {}; see {}",
             failed.join(", "),
             folder.display()
         )))
@@ -123,6 +131,11 @@ fn count(out: &Path) -> Result<Counts, Failure> {
         let Ok(text) = fs::read_to_string(&checks) else {
             continue;
         };
+        let name = scenario.file_name();
+        if name.to_string_lossy().starts_with(NOT_OURS) {
+            counts.not_ours += of(&text, "FAILURE");
+            continue;
+        }
         counts.add(&text);
         for status in ["FAILURE", "WARNING"] {
             if text.contains(&format!("\"{status}\"")) {
@@ -135,11 +148,14 @@ fn count(out: &Path) -> Result<Counts, Failure> {
 
 impl Counts {
     fn add(&mut self, checks: &str) {
-        let of = |status: &str| checks.matches(&format!("\"status\": \"{status}\"")).count();
-        self.success += of("SUCCESS");
-        self.failure += of("FAILURE");
-        self.warning += of("WARNING");
+        self.success += of(checks, "SUCCESS");
+        self.failure += of(checks, "FAILURE");
+        self.warning += of(checks, "WARNING");
     }
+}
+
+fn of(checks: &str, status: &str) -> usize {
+    checks.matches(&format!("\"status\": \"{status}\"")).count()
 }
 
 /// A running fleet; dropping it ends it.
@@ -149,9 +165,16 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn start(policy: &str) -> Result<Self, Failure> {
+    /// Starts one that keeps its file in `store`: it is ended by force, and
+    /// would leave a temporary folder behind.
+    fn start(policy: &str, store: &Path) -> Result<Self, Failure> {
+        if store.exists() {
+            fs::remove_dir_all(store).map_err(Failure::io("cannot clear the former store"))?;
+        }
+        fs::create_dir_all(store).map_err(Failure::io("cannot make a folder for the store"))?;
         let mut process = Command::new(root().join("target/release/fleet"))
-            .args(["up", "--listen", "127.0.0.1:0", "--policy", policy])
+            .args(["up", "--listen", "127.0.0.1:0", "--policy", policy, "--url"])
+            .arg(store.join("sessions.db"))
             .stdout(Stdio::piped())
             .spawn()
             .map_err(Failure::io("cannot start the fleet"))?;
@@ -201,6 +224,7 @@ mod tests {
             success: 2,
             failure: 0,
             warning: 1,
+            not_ours: 0,
         };
         assert_eq!(counts, expected);
     }
