@@ -10,7 +10,7 @@ const ALL: [&str; 2] = ["--workspace", "--all-features"];
 const SUITES: [&str; 4] = ["--test", "conformance*", "--test", "storage*"];
 const NOT_SUITES: [&str; 2] = ["-E", "not binary(/^(conformance|storage)/)"];
 /// Cases of a suite mostly wait.
-const THREADS: [&str; 2] = ["--test-threads", "8"];
+const THREADS: [&str; 2] = ["--test-threads", "6"];
 
 /// Builds and tests all packages, their doc tests too; with `args` only the tests
 /// that they select.

@@ -42,11 +42,12 @@ pub(crate) async fn a_dead_owners_request_ends_for_its_answerer(fleet: Fleet) ->
     let [a, b] = fleet.instances().await?;
     let id = a.session().await?;
     let _waiting = a.ask(&id, NewClientRequest::new(number(1))).await?;
-    // The observer has to be running to count a lease.
-    b.look(&id, None).await?;
+    let writer = a.call(&id, 1).await?;
+    let mut tail = b.tail_all(&id, writer.stream()).await?;
     sleep(fleet.limits().heartbeat() * 2).await;
     a.kill().await;
-    sleep(fleet.limits().lease() * 3).await;
+    // So the observer holds it dead.
+    claim_eq!(tail.until_end(fleet.patience()).await?, ["end: OwnerLost"]);
     let late = b
         .answer(&id, &number(1), Answer::Result("late".into()))
         .await?;
@@ -84,7 +85,8 @@ pub(crate) async fn an_owner_that_dies_young_is_dead_all_the_same(fleet: Fleet) 
     let writer = a.call(&id, 1).await?;
     let _waiting = a.ask(&id, NewClientRequest::new(number(1))).await?;
     a.kill().await;
-    sleep(fleet.limits().lease() * 3).await;
+    let mut tail = b.tail_all(&id, writer.stream()).await?;
+    claim_eq!(tail.until_end(fleet.patience()).await?, ["end: OwnerLost"]);
     let late = b
         .answer(&id, &number(1), Answer::Result("late".into()))
         .await?;
@@ -93,10 +95,7 @@ pub(crate) async fn an_owner_that_dies_young_is_dead_all_the_same(fleet: Fleet) 
         let opened = b.call(&id, 2).await;
         Ok(opened.is_ok().then_some(()))
     };
-    eventually("the dead make room", fleet.patience(), room).await?;
-    let mut tail = b.tail_all(&id, writer.stream()).await?;
-    claim_eq!(tail.until_end(fleet.patience()).await?, ["end: OwnerLost"]);
-    Ok(())
+    eventually("the dead make room", fleet.patience(), room).await
 }
 
 pub(crate) async fn a_thawed_owner_is_fenced(fleet: Fleet) -> Verdict {
