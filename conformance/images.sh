@@ -21,7 +21,14 @@ collect() {
 }
 
 redis=$(command -v redis-server)
-collect "$folder/redis" "$redis"
+collect "$folder/redis" "$redis" /bin/sh
+# The official image listens to everybody, too.
+mkdir -p "$folder/redis/usr/local/bin"
+cat > "$folder/redis/usr/local/bin/redis-server" <<END
+#!/bin/sh
+exec $redis "\$@" --protected-mode no
+END
+chmod +x "$folder/redis/usr/local/bin/redis-server"
 tar -C "$folder/redis" -c . | docker import --change 'CMD ["redis-server"]' - redis:7.4.5-alpine
 
 bin=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)

@@ -15,7 +15,12 @@ use mcp_adapter_core::{Adapter, Capabilities, Limits, LimitsBuilder};
 use parking_lot::Mutex;
 use tokio::runtime::{EnterGuard, Handle, Runtime};
 
-use crate::{instance::Instance, on::On, options::Options, wait::Failure};
+use crate::{
+    instance::Instance,
+    on::On,
+    options::Options,
+    wait::{Failure, chain},
+};
 
 /// Any error of a test file.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -189,7 +194,10 @@ impl Fleet {
         let opened = tokio::time::timeout(self.patience() * 6, opened).await;
         let adapter = opened
             .map_err(|_| Failure::new("an instance did not open in time"))?
-            .map_err(|error| Failure::new(format!("an instance could not be opened: {error}")))?;
+            .map_err(|error| {
+                let why = chain(error.as_ref());
+                Failure::new(format!("an instance could not be opened: {why}"))
+            })?;
         self.opened.lock().push(Opened {
             node: Arc::clone(&node),
             adapter: Arc::clone(&adapter),

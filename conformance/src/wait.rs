@@ -161,6 +161,20 @@ pub(crate) fn never_within<T: fmt::Debug>(
     }
 }
 
+/// An error with what caused it.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(error.source(), |&error| error.source());
+    sources.fold(error.to_string(), |text, source| {
+        let source = source.to_string();
+        // Some repeat their source's text in their own.
+        if text.contains(&source) {
+            text
+        } else {
+            format!("{text}: {source}")
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Long enough to tell before from after on a busy machine.
-const TTL: u32 = 60;
+const TTL: u32 = 100;
 
 /// Waits until the session is gone without using it: any request would.
 async fn is_gone(fleet: &Fleet) {

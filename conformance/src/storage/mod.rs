@@ -27,7 +27,11 @@ use mcp_adapter_core::{
     },
 };
 
-use crate::{fleet::BoxError, options::Options, wait::Failure};
+use crate::{
+    fleet::BoxError,
+    options::Options,
+    wait::{Failure, chain},
+};
 
 /// Opens a storage.
 pub(crate) type OpenStorage =
@@ -77,7 +81,10 @@ impl Store {
         let opened = tokio::time::timeout(Duration::from_secs(60), (self.open)(options)).await;
         opened
             .map_err(|_| Failure::new("a storage did not open in time"))?
-            .map_err(|error| Failure::new(format!("a storage could not be opened: {error}")))
+            .map_err(|error| {
+                let why = chain(error.as_ref());
+                Failure::new(format!("a storage could not be opened: {why}"))
+            })
     }
 }
 
