@@ -1,0 +1,24 @@
+-- Reads a session, slides its expiry, and opens a stream (S3, E4).
+-- KEYS[1] root
+-- ARGV[2] principal  [3] stream or ''  [4] owner  [5] request  [6] open streams at most
+-- ARGV[7] bytes of the principal at most  [8] its bytes in other partitions (Cluster)
+-- Returns 0: no session, 1: too many streams, 2: the principal's share is used up,
+-- or record, revision, for how long the expiry need not be slid.
+local session = load()
+if not session or session.principal ~= ARGV[2] then return 0 end
+local name = ARGV[3]
+if name ~= '' and not stream_of(name) then
+  if open_calls() >= tonumber(ARGV[6]) then return 1 end
+  if principal_bytes(session) + tonumber(ARGV[8]) > tonumber(ARGV[7]) then return 2 end
+  local m = { o = ARGV[4], r = ARGV[5], h = ARGV[4], n = 1, be = 0, bs = 0, te = 0, ts = 0, fe = 0, fs = 0, ev = 0, by = 0 }
+  -- First what a full server refuses.
+  save(name, m)
+  purge(session, 16)
+  call('HDEL', ROOT .. ':z', name)
+  call('ZREM', ROOT .. ':f', name)
+  call('UNLINK', ROOT .. ':e:' .. name, ROOT .. ':x:' .. name)
+  count(session, 1, 0, 0, 0)
+  busy(session)
+end
+local fresh = touch(session)
+return { call('GETRANGE', ROOT, 85, -1), session.rev, fresh }

@@ -1,0 +1,518 @@
+//! The data path: one native command per stream and batch, and a script for what
+//! it cannot decide.
+//!
+//! Events of one stream in one batch are one entry: an entry is there whole or
+//! not at all, so that no failure in the middle of a batch leaves a hole behind
+//! an event that was acknowledged.
+
+use std::{
+    collections::HashMap,
+    hash::BuildHasherDefault,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use mcp_adapter_core::{
+    InstanceId, Position, Result, SessionKey, StreamId,
+    storage::{Append, Appended, Cursor, Place, Read, StreamEnd, Usage},
+};
+use redis::{Cmd, RedisWrite as _, Value};
+use tokio::time::Instant;
+
+use crate::{
+    cache::{BySession, Native},
+    error::{self, Refusal, refusal},
+    keys::{Partition, instance_of, place, position_of},
+    script::Script,
+    server::{Call, Lane},
+    storage::RedisStorage,
+    value::{integer, text},
+    wire::{self, Entry},
+};
+
+const OPERATION: &str = "append";
+
+/// Appends of a batch to one stream, by their places in it.
+struct Group<'a> {
+    session: &'a SessionKey,
+    stream: &'a StreamId,
+    appends: Vec<usize>,
+    native: Option<Native>,
+    bytes: u64,
+    /// Another group of the session.
+    before: Option<usize>,
+}
+
+/// The batch by streams, each in its order.
+fn groups(batch: &[Append]) -> Vec<Group<'_>> {
+    // The newest group of each session; each knows the one before it.
+    let mut index: BySession<&SessionKey, usize> =
+        BySession::with_capacity_and_hasher(batch.len(), BuildHasherDefault::default());
+    let mut groups: Vec<Group<'_>> = Vec::with_capacity(batch.len());
+    for (number, append) in batch.iter().enumerate() {
+        let newest = index.get(&append.session).copied();
+        let mut found = newest;
+        while let Some(group) = found {
+            if *groups[group].stream == append.stream {
+                break;
+            }
+            found = groups[group].before;
+        }
+        let group = found.unwrap_or_else(|| {
+            groups.push(Group {
+                session: &append.session,
+                stream: &append.stream,
+                appends: Vec::with_capacity(1),
+                native: None,
+                bytes: 0,
+                before: newest,
+            });
+            index.insert(&append.session, groups.len() - 1);
+            groups.len() - 1
+        });
+        groups[group].appends.push(number);
+        groups[group].bytes += append
+            .event
+            .as_ref()
+            .map_or(0, |event| event.data.len() as u64);
+    }
+    groups
+}
+
+/// Whether the appends are events in a row of one epoch of this stream, and
+/// nothing else.
+fn is_plain(batch: &[Append], appends: &[usize], native: &Native) -> bool {
+    let mut last: Option<Position> = None;
+    appends.iter().all(|number| {
+        let append = &batch[*number];
+        let (Place::Owned { owner, position }, Some(event), None) =
+            (append.place, &append.event, append.finish)
+        else {
+            return false;
+        };
+        let next = last.is_none_or(|last| last.seq.checked_add(1) == Some(position.seq));
+        last = Some(position);
+        next && owner == native.owner && position.epoch == native.epoch && event.prev.is_none()
+    })
+}
+
+/// The message that wakes the holder of one stream.
+fn wake_of(group: &Group<'_>) -> Bytes {
+    let mut payload = wire::wake_stream(group.session);
+    payload.push_str(group.stream.as_str());
+    payload.into()
+}
+
+fn end_code(end: StreamEnd) -> &'static str {
+    match end {
+        StreamEnd::Finished => "f",
+        StreamEnd::OwnerLost => "l",
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no deadline: it tells which of two streams has the older events"
+)]
+fn now_millis() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
+}
+
+/// Adds one entry to a stream that is there; `native` is what is known of the
+/// stream afterwards.
+fn native_call(
+    batch: &[Append],
+    appends: &[usize],
+    session: &SessionKey,
+    native: &mut Native,
+    millis: u64,
+) -> Call {
+    let mut payloads = Vec::with_capacity(appends.len());
+    let (mut first, mut last) = (None, Position::START);
+    let mut floor = Position::START;
+    for number in appends {
+        let append = &batch[*number];
+        if let (Place::Owned { position, .. }, Some(event)) = (append.place, &append.event) {
+            first.get_or_insert(position.seq);
+            last = position;
+            payloads.push(&event.data);
+            native.events += 1;
+            native.bytes += event.data.len() as u64;
+        }
+        floor = append.trim.unwrap_or(floor).max(floor);
+    }
+    let entry = Entry {
+        first: first.unwrap_or(last.seq),
+        events: native.events,
+        bytes: native.bytes,
+        at: millis,
+        floor,
+        prev: None,
+        payloads: &payloads,
+    };
+    let mut command = Cmd::with_capacity(8, entry.size() + 256);
+    command.arg("XADD").arg(&*native.key).arg("NOMKSTREAM");
+    if floor > Position::START {
+        let keep = Position::new(floor.epoch, floor.seq.saturating_add(1));
+        command.arg("MINID").arg("=").arg(place(keep));
+    }
+    command.arg(place(last)).arg("d");
+    entry.write(&mut command.bufmut_for_next_arg(entry.size()));
+    Call {
+        partition: Partition::of(session),
+        command,
+        script: None,
+        generation: false,
+    }
+}
+
+impl RedisStorage {
+    pub(crate) async fn append_batch(&self, batch: &[Append]) -> Result<Vec<Appended>> {
+        let mut groups = groups(batch);
+        let now = Instant::now();
+        for group in &mut groups {
+            let native = self
+                .cache
+                .native(group.session, group.stream, group.bytes, now);
+            group.native = native.filter(|native| is_plain(batch, &group.appends, native));
+        }
+        let sent = self.send_groups(batch, &mut groups, now).await;
+        if sent.is_err() {
+            // What was stored is not known; the repeat asks the scripts.
+            for group in &groups {
+                self.cache.forget(group.session, group.stream);
+            }
+        }
+        sent
+    }
+
+    async fn send_groups(
+        &self,
+        batch: &[Append],
+        groups: &mut [Group<'_>],
+        now: Instant,
+    ) -> Result<Vec<Appended>> {
+        let millis = now_millis();
+        let mut calls: Vec<Call> = groups
+            .iter_mut()
+            .map(|group| match &mut group.native {
+                Some(native) => native_call(batch, &group.appends, group.session, native, millis),
+                None => self.script_call(batch, group, millis),
+            })
+            .collect();
+        self.knock_calls(batch, groups, &mut calls);
+        let versions = self.version_calls(groups, &mut calls);
+        let mut answers = self.router.run(Lane::Data, OPERATION, calls).await?;
+        let mut holds: HashMap<Partition, u64> = HashMap::new();
+        let last = answers.split_off(answers.len().saturating_sub(versions.len()));
+        for (partition, value) in versions.into_iter().zip(last) {
+            holds.insert(
+                partition,
+                text(&value).and_then(|text| text.parse().ok()).unwrap_or(0),
+            );
+        }
+        let mut results = vec![Appended::NoSession; batch.len()];
+        let mut again: Vec<usize> = Vec::new();
+        let mut look: Vec<usize> = Vec::new();
+        for (number, (group, answer)) in groups.iter_mut().zip(answers).enumerate() {
+            let Some(native) = &group.native else {
+                self.scripted(batch, group, &answer, now, &mut results)?;
+                continue;
+            };
+            match &answer {
+                Value::BulkString(_) | Value::SimpleString(_) => {
+                    let known = holds.get(&self.holds_partition(group.session)).copied();
+                    if known != Some(native.holds) {
+                        look.push(number);
+                        continue;
+                    }
+                    self.natively_stored(batch, group, &mut results);
+                }
+                Value::Nil => again.push(number),
+                Value::ServerError(refused) if refusal(refused) == Refusal::Position => {
+                    again.push(number);
+                }
+                Value::ServerError(refused) => return Err(error::server(OPERATION, refused)),
+                _ => return Err(error::odd(OPERATION)),
+            }
+        }
+        if !look.is_empty() {
+            self.look_at_holders(batch, groups, &look, &holds, &mut results)
+                .await?;
+        }
+        if !again.is_empty() {
+            let calls: Vec<_> = again
+                .iter()
+                .map(|number| self.script_call(batch, &groups[*number], millis))
+                .collect();
+            let now = Instant::now();
+            let answers = self.router.run(Lane::Data, OPERATION, calls).await?;
+            for (number, answer) in again.iter().zip(answers) {
+                self.scripted(batch, &groups[*number], &answer, now, &mut results)?;
+            }
+        }
+        Ok(results)
+    }
+
+    fn script_call(&self, batch: &[Append], group: &Group<'_>, millis: u64) -> Call {
+        let mut call = self.session_script(Script::Append, group.session);
+        let (kind, writer) = match group.appends.first().map(|number| batch[*number].place) {
+            Some(Place::Owned { owner, .. }) => ("o", owner),
+            Some(Place::Shared { writer, .. }) => ("w", writer),
+            None => ("o", InstanceId(0)),
+        };
+        call.command
+            .arg(group.stream.as_str())
+            .arg(kind)
+            .arg(writer.to_string())
+            .arg(millis)
+            .arg(&wake_of(group)[..])
+            .arg(group.appends.len());
+        for number in &group.appends {
+            let append = &batch[*number];
+            let at = match append.place {
+                Place::Owned { position, .. } => place(position),
+                Place::Shared { tag, .. } => tag.to_string(),
+            };
+            let prev = append.event.as_ref().and_then(|event| event.prev);
+            let command = call
+                .command
+                .arg(at)
+                .arg(prev.map_or_else(String::new, place));
+            match &append.event {
+                Some(event) => command.arg(1).arg(&event.data[..]),
+                None => command.arg(0).arg(""),
+            };
+            let finish = append.finish.map(millis_of);
+            command
+                .arg(finish.map_or_else(String::new, |ttl| ttl.to_string()))
+                .arg(end_code(append.end))
+                .arg(append.keep_events)
+                .arg(append.keep_bytes)
+                .arg(append.trim.map_or_else(String::new, place))
+                .arg(
+                    append
+                        .wake
+                        .map_or_else(String::new, |wake| wake.to_string()),
+                );
+        }
+        call.generation = true;
+        call
+    }
+
+    /// One message for each instance that is woken natively, whatever the number
+    /// of its streams; in Cluster, one at each server.
+    fn knock_calls(&self, batch: &[Append], groups: &[Group<'_>], calls: &mut Vec<Call>) {
+        let mut wakes: HashMap<(InstanceId, usize), (Partition, Vec<Bytes>)> = HashMap::new();
+        for group in groups {
+            let last = group.appends.iter().rev();
+            let wake = last.filter_map(|number| batch[*number].wake).next();
+            let (Some(native), Some(wake)) = (&group.native, wake) else {
+                continue;
+            };
+            let partition = Partition::of(group.session);
+            let server = self.router.index_of(partition);
+            let (_, payloads) = wakes
+                .entry((wake, server))
+                .or_insert_with(|| (partition, Vec::new()));
+            payloads.push(native.knock.clone());
+        }
+        for ((instance, _), (partition, payloads)) in wakes {
+            let channel = self.router.names.door(partition, instance);
+            let message = wire::encode_all(&payloads);
+            calls.push(self.publish(partition, &channel, &message));
+        }
+    }
+
+    fn holds_partition(&self, session: &SessionKey) -> Partition {
+        if self.router.names.cluster {
+            Partition::of(session)
+        } else {
+            Partition::Number(0)
+        }
+    }
+
+    /// After the entries: whoever became a holder before this is answered, and
+    /// whoever becomes one later reads what was stored.
+    fn version_calls(&self, groups: &[Group<'_>], calls: &mut Vec<Call>) -> Vec<Partition> {
+        let mut partitions: Vec<Partition> = Vec::new();
+        for group in groups.iter().filter(|group| group.native.is_some()) {
+            let partition = self.holds_partition(group.session);
+            if !partitions.contains(&partition) {
+                partitions.push(partition);
+            }
+        }
+        for partition in &partitions {
+            let mut command = Cmd::new();
+            command.arg("GET").arg(self.router.names.holds(*partition));
+            calls.push(Call {
+                partition: *partition,
+                command,
+                script: None,
+                generation: false,
+            });
+        }
+        partitions
+    }
+
+    fn natively_stored(&self, batch: &[Append], group: &mut Group<'_>, results: &mut [Appended]) {
+        let Some(native) = group.native.take() else {
+            return;
+        };
+        for number in &group.appends {
+            if let Place::Owned { position, .. } = batch[*number].place {
+                results[*number] = Appended::Stored {
+                    position,
+                    holder: native.holder,
+                    usage: Usage::default(),
+                };
+            }
+        }
+        self.cache
+            .added(group.session, group.stream, native, group.bytes);
+    }
+
+    /// Somebody became a holder somewhere: asks who holds these streams.
+    async fn look_at_holders(
+        &self,
+        batch: &[Append],
+        groups: &mut [Group<'_>],
+        look: &[usize],
+        holds: &HashMap<Partition, u64>,
+        results: &mut [Appended],
+    ) -> Result<()> {
+        let cursors: Vec<_> = look
+            .iter()
+            .map(|number| {
+                let group = &groups[*number];
+                Cursor::state_of(*group.session, group.stream.clone())
+            })
+            .collect();
+        let states = self.read_pages(Lane::Data, OPERATION, &cursors).await?;
+        for (number, read) in look.iter().zip(states) {
+            let group = &mut groups[*number];
+            let version = holds.get(&self.holds_partition(group.session)).copied();
+            if let (Read::Page { state, .. }, Some(native)) = (read, &mut group.native) {
+                native.holder = state.holder.map(|holder| holder.instance);
+                native.holds = version.unwrap_or(0);
+            }
+            self.natively_stored(batch, group, results);
+        }
+        Ok(())
+    }
+
+    /// What the script has answered to the appends of a stream.
+    fn scripted(
+        &self,
+        batch: &[Append],
+        group: &Group<'_>,
+        answer: &Value,
+        sent: Instant,
+        results: &mut [Appended],
+    ) -> Result<()> {
+        let all = match answer {
+            Value::ServerError(refused) => return Err(error::server(OPERATION, refused)),
+            Value::Int(-1) => Some(Appended::NoSession),
+            Value::Int(-2) => Some(Appended::NoStream),
+            _ => None,
+        };
+        if let Some(all) = all {
+            for number in &group.appends {
+                results[*number] = all;
+            }
+            self.cache.told(group.session, group.stream, None, sent);
+            return Ok(());
+        }
+        let parsed = Scripted::parse(answer, group.appends.len());
+        let scripted = parsed.ok_or_else(|| error::odd(OPERATION))?;
+        let mut finished = false;
+        let mut owned = None;
+        for (number, one) in group.appends.iter().zip(&scripted.each) {
+            let append = &batch[*number];
+            results[*number] = match one {
+                Ok(position) => {
+                    finished |= append.finish.is_some();
+                    if let Place::Owned { owner, position } = append.place {
+                        owned = Some((owner, position.epoch));
+                    }
+                    Appended::Stored {
+                        position: *position,
+                        holder: scripted.holder,
+                        usage: scripted.usage,
+                    }
+                }
+                Err(refused) => *refused,
+            };
+        }
+        let native = owned
+            .filter(|_| scripted.there && !finished)
+            .map(|(owner, epoch)| Native {
+                owner,
+                epoch,
+                events: scripted.events,
+                bytes: scripted.bytes,
+                holder: scripted.holder,
+                holds: scripted.holds,
+                key: self.router.names.events(group.session, group.stream).into(),
+                knock: wake_of(group),
+            });
+        let fresh = sent + scripted.fresh;
+        self.cache.told(group.session, group.stream, native, fresh);
+        Ok(())
+    }
+}
+
+pub(crate) fn millis_of(duration: Duration) -> u64 {
+    // At least one: nothing is without a deadline, and none has passed already.
+    u64::try_from(duration.as_millis())
+        .unwrap_or(u64::MAX)
+        .clamp(1, 1 << 48)
+}
+
+/// The answer of `append.lua`.
+struct Scripted {
+    holder: Option<InstanceId>,
+    usage: Usage,
+    fresh: Duration,
+    events: u64,
+    bytes: u64,
+    there: bool,
+    holds: u64,
+    each: Vec<Result<Position, Appended>>,
+}
+
+impl Scripted {
+    fn parse(answer: &Value, appends: usize) -> Option<Self> {
+        let fields = answer.as_sequence()?;
+        let number = |at: usize| {
+            fields
+                .get(at)
+                .and_then(integer)
+                .map(|n| u64::try_from(n).unwrap_or(0))
+        };
+        let mut each = Vec::with_capacity(appends);
+        for append in 0..appends {
+            let at = text(fields.get(9 + 2 * append)?)?;
+            each.push(match number(8 + 2 * append)? {
+                0 => Ok(position_of(at)?),
+                1 => Err(Appended::Fenced),
+                2 => Err(Appended::Finished),
+                _ => return None,
+            });
+        }
+        Some(Self {
+            holder: instance_of(text(fields.first()?)?),
+            usage: Usage {
+                session_bytes: number(1)?,
+                principal_bytes: number(2)?,
+            },
+            fresh: Duration::from_millis(number(3)?),
+            events: number(4)?,
+            bytes: number(5)?,
+            there: number(6)? == 1,
+            holds: text(fields.get(7)?)?.parse().ok()?,
+            each,
+        })
+    }
+}

@@ -1,0 +1,664 @@
+//! The steps of the seam.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use mcp_adapter_core::{
+    Applied, Cancelled, Capabilities, InstanceId, Limits, OutcomeKind, Position, PrincipalKey,
+    Result, RpcId, SessionKey, Stats, StreamId,
+    storage::{
+        Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Holder,
+        Knock, NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState,
+        Settle, Settled, Storage, StreamEnd, StreamState, Swept, Target, Updated,
+    },
+};
+use parking_lot::Mutex;
+use redis::{Cmd, Value};
+
+use crate::{
+    append::millis_of,
+    cache::Cache,
+    doorbell,
+    error::odd,
+    keys::{Partition, instance_of, place, position_of, request_name},
+    principal::Shares,
+    router::Router,
+    script::Script,
+    server::{Call, Lane},
+    sweep::Search,
+    value::{bytes, integer, text, unsigned},
+    wire,
+};
+
+/// How long a deleted session's creator is remembered: longer than any command
+/// is held up on its way.
+const TOMBSTONE: Duration = Duration::from_secs(600);
+/// Events in one page, whatever is asked for.
+const MAX_PAGE: usize = 1 << 20;
+
+/// A store in Redis or Valkey. Clones share their connections.
+#[derive(Clone)]
+pub struct RedisStorage {
+    pub(crate) router: Arc<Router>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) limits: Limits,
+    pub(crate) shares: Arc<Shares>,
+    pub(crate) search: Arc<tokio::sync::Mutex<Search>>,
+    generation: Arc<Mutex<Option<Generation>>>,
+}
+
+impl RedisStorage {
+    pub(crate) fn new(router: Arc<Router>, limits: &Limits) -> Self {
+        // Often enough for the bytes of a session to be bounded closely, and
+        // seldom enough to cost nothing.
+        let allowance = (limits.session_bytes() as u64 / 16).min(1 << 20);
+        Self {
+            router,
+            cache: Arc::new(Cache::new(allowance)),
+            limits: limits.clone(),
+            shares: Arc::default(),
+            search: Arc::default(),
+            generation: Arc::default(),
+        }
+    }
+
+    pub(crate) fn session_script(&self, script: Script, session: &SessionKey) -> Call {
+        let root = self.router.names.root(session);
+        self.router.script(script, Partition::of(session), &root)
+    }
+
+    pub(crate) fn publish(&self, partition: Partition, channel: &str, message: &[u8]) -> Call {
+        let mut command = Cmd::new();
+        command
+            .arg(if self.router.names.cluster {
+                "SPUBLISH"
+            } else {
+                "PUBLISH"
+            })
+            .arg(channel)
+            .arg(message);
+        Call {
+            partition,
+            command,
+            script: None,
+            generation: false,
+        }
+    }
+
+    pub(crate) async fn read_pages(
+        &self,
+        lane: Lane,
+        operation: &'static str,
+        cursors: &[Cursor],
+    ) -> Result<Vec<Read>> {
+        let calls: Vec<_> = cursors
+            .iter()
+            .map(|cursor| {
+                let mut call = self.session_script(Script::Read, &cursor.session);
+                call.command
+                    .arg(cursor.stream.as_str())
+                    .arg(place(cursor.after))
+                    .arg(cursor.max_events.min(MAX_PAGE))
+                    .arg(cursor.max_bytes.max(1))
+                    .arg(u8::from(cursor.touch));
+                call
+            })
+            .collect();
+        let answers = self.router.all(lane, operation, calls).await?;
+        let reads = cursors.iter().zip(answers);
+        reads
+            .map(|(cursor, answer)| page(cursor, answer).ok_or_else(|| odd(operation)))
+            .collect()
+    }
+
+    /// Whether the one counter of all still is this. In Cluster the scripts see
+    /// a copy only.
+    async fn still_dead(&self, dead: &[Dead]) -> Result<Vec<bool>> {
+        if !self.router.names.cluster || dead.is_empty() {
+            return Ok(vec![true; dead.len()]);
+        }
+        let key = self.router.names.of(Partition::Beats, "h");
+        let calls: Vec<_> = dead
+            .iter()
+            .map(|dead| {
+                let mut command = Cmd::new();
+                command.arg("HGET").arg(&key).arg(dead.instance.to_string());
+                Call {
+                    partition: Partition::Beats,
+                    command,
+                    script: None,
+                    generation: false,
+                }
+            })
+            .collect();
+        let answers = self.router.all(Lane::Pool, "claim", calls).await?;
+        let stored = answers.iter().map(unsigned);
+        Ok(stored
+            .zip(dead)
+            .map(|(stored, dead)| stored == dead.beat)
+            .collect())
+    }
+
+    pub(crate) async fn living_dead(&self, dead: &[Dead]) -> Result<Vec<Dead>> {
+        let still = self.still_dead(dead).await?;
+        let dead = dead.iter().zip(still);
+        Ok(dead
+            .filter(|(_, still)| *still)
+            .map(|(dead, _)| *dead)
+            .collect())
+    }
+}
+
+impl fmt::Debug for RedisStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStorage")
+            .field("cluster", &self.router.names.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
+fn outcome_code(kind: OutcomeKind) -> &'static str {
+    match kind {
+        OutcomeKind::Answered => "a",
+        OutcomeKind::Rejected => "r",
+        OutcomeKind::TimedOut => "t",
+        OutcomeKind::Cancelled => "c",
+        OutcomeKind::SessionEnded => "s",
+        OutcomeKind::OwnerLost => "o",
+        OutcomeKind::Replaced => "p",
+        OutcomeKind::Lost => "l",
+    }
+}
+
+fn outcome_of(code: &str) -> Option<OutcomeKind> {
+    Some(match code {
+        "a" => OutcomeKind::Answered,
+        "r" => OutcomeKind::Rejected,
+        "t" => OutcomeKind::TimedOut,
+        "c" => OutcomeKind::Cancelled,
+        "s" => OutcomeKind::SessionEnded,
+        "o" => OutcomeKind::OwnerLost,
+        "p" => OutcomeKind::Replaced,
+        "l" => OutcomeKind::Lost,
+        _ => return None,
+    })
+}
+
+pub(crate) fn beat_text(beat: Option<u64>) -> String {
+    beat.map_or_else(String::new, |beat| beat.to_string())
+}
+
+/// Fields of a state, and what follows it.
+const STATE: usize = 8;
+
+/// The state that `state()` of the scripts makes, and its floor.
+fn state_of(fields: &[Value]) -> Option<(StreamState, Position)> {
+    let [
+        top,
+        oldest,
+        end,
+        owner,
+        holder,
+        number,
+        cancelled,
+        floor,
+        ..,
+    ] = fields
+    else {
+        return None;
+    };
+    let state = StreamState {
+        top: position_of(text(top)?)?,
+        oldest: position_of(text(oldest)?),
+        end: match text(end)? {
+            "" => None,
+            "l" => Some(StreamEnd::OwnerLost),
+            _ => Some(StreamEnd::Finished),
+        },
+        owner: instance_of(text(owner)?),
+        holder: match instance_of(text(holder)?) {
+            Some(instance) => Some(Holder {
+                instance,
+                number: unsigned(number)?,
+            }),
+            None => None,
+        },
+        cancelled: integer(cancelled)? == 1,
+    };
+    Some((state, position_of(text(floor)?)?))
+}
+
+fn page(cursor: &Cursor, answer: Value) -> Option<Read> {
+    match answer {
+        Value::Int(-1) => return Some(Read::NoSession),
+        Value::Int(-2) => return Some(Read::NoStream),
+        _ => {}
+    }
+    let mut fields = answer.into_sequence().ok()?;
+    let (state, floor) = state_of(&fields)?;
+    let mut events = Vec::new();
+    let mut left = cursor.max_bytes;
+    let mut entries = fields.drain(STATE..);
+    while let (Some(id), Some(record)) = (entries.next(), entries.next()) {
+        let last = position_of(text(&id)?)?;
+        for event in wire::events_of(last, bytes(record)?) {
+            if event.position <= cursor.after || event.position <= floor {
+                continue;
+            }
+            // An empty event counts, too: only the first one is free.
+            let size = event.data.as_ref().map_or(1, |data| data.len().max(1));
+            if events.len() >= cursor.max_events || (size > left && !events.is_empty()) {
+                drop(entries);
+                return Some(Read::Page { events, state });
+            }
+            left = left.saturating_sub(size);
+            events.push(event);
+        }
+    }
+    drop(entries);
+    Some(Read::Page { events, state })
+}
+
+#[async_trait]
+impl Storage for RedisStorage {
+    fn profile(&self) -> Profile {
+        Profile::remote("redis", Capabilities::server(Duration::from_millis(1)), 2)
+    }
+
+    async fn attach(&self, _: InstanceId) -> Result<Generation> {
+        let mut runs: Vec<_> = self
+            .router
+            .identify()
+            .await?
+            .into_iter()
+            .map(|identity| identity.run)
+            .collect();
+        runs.sort();
+        let generation = Generation(runs.join("+").into());
+        let former = self.generation.lock().replace(generation.clone());
+        if former.is_some_and(|former| former != generation) {
+            self.cache.forget_all();
+        }
+        Ok(generation)
+    }
+
+    async fn doorbell(&self, me: InstanceId) -> Result<BoxStream<'static, Result<Knock>>> {
+        doorbell::open(self.clone(), me).await
+    }
+
+    async fn create(&self, session: &NewSession) -> Result<bool> {
+        let mut call = self.session_script(Script::Create, &session.session);
+        call.command
+            .arg(&session.principal.0)
+            .arg(&session.creator.0.to_be_bytes())
+            .arg(&session.record[..])
+            .arg(millis_of(session.idle_ttl))
+            .arg(
+                session
+                    .absolute_ttl
+                    .map_or_else(String::new, |ttl| millis_of(ttl).to_string()),
+            );
+        call.generation = true;
+        let answer = self.router.one_answer("create", call).await?;
+        integer(&answer)
+            .map(|created| created == 1)
+            .ok_or_else(|| odd("create"))
+    }
+
+    async fn enter(
+        &self,
+        session: &SessionKey,
+        principal: &PrincipalKey,
+        open: Option<&OpenStream>,
+    ) -> Result<Entered> {
+        let mut call = self.session_script(Script::Enter, session);
+        call.command.arg(&principal.0);
+        match open {
+            Some(open) => {
+                let elsewhere = self.bytes_elsewhere(principal, Partition::of(session));
+                call.command
+                    .arg(open.stream.as_str())
+                    .arg(open.owner.to_string())
+                    .arg(request_name(&open.request))
+                    .arg(open.max_open)
+                    // As a float it is far above anything that can be stored.
+                    .arg(open.max_principal_bytes)
+                    .arg(elsewhere);
+            }
+            None => {
+                call.command.arg("");
+            }
+        }
+        let answer = self.router.one_answer("enter", call).await?;
+        match integer(&answer) {
+            Some(0) => return Ok(Entered::NoSession),
+            Some(1) => return Ok(Entered::TooManyStreams),
+            Some(2) => return Ok(Entered::PrincipalQuota),
+            _ => {}
+        }
+        let mut fields = answer
+            .into_sequence()
+            .map_err(|_| odd("enter"))?
+            .into_iter();
+        let record = fields.next().and_then(bytes);
+        let revision = fields.next().as_ref().and_then(unsigned);
+        let (Some(record), Some(revision)) = (record, revision) else {
+            return Err(odd("enter"));
+        };
+        Ok(Entered::Session { record, revision })
+    }
+
+    async fn update(&self, session: &SessionKey, revision: u64, record: Bytes) -> Result<Updated> {
+        let mut call = self.session_script(Script::Update, session);
+        call.command.arg(revision).arg(&record[..]);
+        let answer = self.router.one_answer("update", call).await?;
+        match integer(&answer) {
+            Some(-1) => Ok(Updated::NoSession),
+            Some(0) => Ok(Updated::Conflict),
+            Some(revision) => Ok(Updated::Done(revision.unsigned_abs())),
+            None => Err(odd("update")),
+        }
+    }
+
+    async fn delete(
+        &self,
+        session: &SessionKey,
+        principal: &PrincipalKey,
+    ) -> Result<Option<Vec<InstanceId>>> {
+        let mut call = self.session_script(Script::Delete, session);
+        call.command.arg(&principal.0).arg(millis_of(TOMBSTONE));
+        let answer = self.router.one_answer("delete", call).await?;
+        match answer {
+            Value::Int(0) => Ok(None),
+            answer => {
+                let parties = answer.into_sequence().map_err(|_| odd("delete"))?;
+                let parties = parties
+                    .iter()
+                    .map(|party| text(party).and_then(instance_of));
+                let parties: Option<Vec<_>> = parties.collect();
+                parties.map(Some).ok_or_else(|| odd("delete"))
+            }
+        }
+    }
+
+    async fn append(&self, batch: &[Append]) -> Result<Vec<Appended>> {
+        self.append_batch(batch).await
+    }
+
+    async fn read(&self, cursors: &[Cursor]) -> Result<Vec<Read>> {
+        self.read_pages(Lane::Pool, "read", cursors).await
+    }
+
+    async fn hold(
+        &self,
+        session: &SessionKey,
+        stream: &StreamId,
+        me: InstanceId,
+        hold: Hold,
+    ) -> Result<Held> {
+        let mut call = self.session_script(Script::Hold, session);
+        let command = call.command.arg(stream.as_str()).arg(me.to_string());
+        match hold {
+            Hold::Take => command.arg("t").arg("").arg("").arg(""),
+            Hold::TakeFrom(from) => {
+                let instance = from.map_or_else(String::new, |from| from.instance.to_string());
+                let number = from.map_or(0, |from| from.number);
+                command.arg("f").arg(instance).arg(number).arg("")
+            }
+            Hold::Release { number, cursor } => {
+                command.arg("r").arg("").arg(number).arg(place(cursor))
+            }
+        };
+        call.generation = true;
+        let answer = self.router.one_answer("hold", call).await?;
+        match answer {
+            Value::Int(-1) => return Ok(Held::NoSession),
+            Value::Int(-2) => return Ok(Held::NoStream),
+            _ => {}
+        }
+        held(&answer).ok_or_else(|| odd("hold"))
+    }
+
+    async fn shrink(&self, session: &SessionKey, max_bytes: u64) -> Result<u64> {
+        let mut call = self.session_script(Script::Shrink, session);
+        call.command.arg(max_bytes);
+        let answer = self.router.one_answer("shrink", call).await?;
+        unsigned(&answer).ok_or_else(|| odd("shrink"))
+    }
+
+    async fn put_requests(&self, batch: &[PutRequest]) -> Result<Vec<Put>> {
+        let calls: Vec<_> = batch
+            .iter()
+            .map(|put| {
+                let mut call = self.session_script(Script::Put, &put.session);
+                call.command
+                    .arg(request_name(&put.id))
+                    .arg(&put.token.0.to_be_bytes())
+                    .arg(put.owner.to_string())
+                    .arg(millis_of(put.timeout))
+                    .arg(millis_of(put.result_ttl))
+                    .arg(put.max_pending);
+                call
+            })
+            .collect();
+        let answers = self.router.all(Lane::Pool, "put_requests", calls).await?;
+        let put = |answer: &Value| match answer {
+            Value::Int(0) => Some(Put::Done),
+            Value::Int(1) => Some(Put::TooMany),
+            Value::Int(-1) => Some(Put::NoSession),
+            other => instance_of(text(other)?).map(Put::Replaced),
+        };
+        let puts = answers
+            .iter()
+            .map(|answer| put(answer).ok_or_else(|| odd("put_requests")));
+        puts.collect()
+    }
+
+    async fn settle(&self, batch: &[Settle]) -> Result<Vec<Settled>> {
+        let dead: Vec<_> = batch.iter().filter_map(|settle| settle.dead).collect();
+        let mut still = self.still_dead(&dead).await?.into_iter();
+        let mut calls = Vec::with_capacity(batch.len());
+        for settle in batch {
+            let mut call = self.session_script(Script::Settle, &settle.session);
+            let token = settle.token.map(|token| token.0.to_be_bytes());
+            let (instance, beat) = match settle.dead {
+                // Nobody has this id: it lives.
+                Some(_) if still.next() == Some(false) => ("-".into(), String::new()),
+                Some(dead) => (dead.instance.to_string(), beat_text(dead.beat)),
+                None => (String::new(), String::new()),
+            };
+            let target = Target::Request(settle.id.clone());
+            let knock = wire::encode(&Knock::Wake(settle.session, target));
+            call.command
+                .arg(request_name(&settle.id))
+                .arg(token.as_ref().map_or(&[][..], |token| &token[..]))
+                .arg(outcome_code(settle.outcome))
+                .arg(&settle.payload[..])
+                .arg(instance)
+                .arg(beat)
+                .arg(&settle.attempt.0.to_be_bytes())
+                .arg(&knock[..]);
+            calls.push(call);
+        }
+        let answers = self.router.all(Lane::Pool, "settle", calls).await?;
+        let settled = |answer: &Value| {
+            Some(match text(answer)? {
+                "won" => Settled::Won,
+                "alive" => Settled::Alive,
+                "unknown" => Settled::Unknown,
+                code => Settled::Already(outcome_of(code)?),
+            })
+        };
+        let settled = answers
+            .iter()
+            .map(|answer| settled(answer).ok_or_else(|| odd("settle")));
+        settled.collect()
+    }
+
+    async fn requests(&self, keys: &[RequestKey]) -> Result<Vec<RequestState>> {
+        let calls: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                let mut call = self.session_script(Script::Requests, &key.session);
+                let token = key.token.map(|token| token.0.to_be_bytes());
+                call.command
+                    .arg(request_name(&key.id))
+                    .arg(token.as_ref().map_or(&[][..], |token| &token[..]));
+                call
+            })
+            .collect();
+        let answers = self.router.all(Lane::Pool, "requests", calls).await?;
+        let states = answers
+            .into_iter()
+            .map(|answer| request_state(answer).ok_or_else(|| odd("requests")));
+        states.collect()
+    }
+
+    async fn mark_cancel(&self, session: &SessionKey, id: &RpcId) -> Result<Option<Cancelled>> {
+        let mut call = self.session_script(Script::Cancel, session);
+        call.command
+            .arg(request_name(id))
+            .arg(wire::wake_stream(session));
+        let answer = self.router.one_answer("mark_cancel", call).await?;
+        match integer(&answer) {
+            Some(-1) => Ok(None),
+            Some(0) => Ok(Some(Cancelled::NotRunning)),
+            Some(1) => Ok(Some(Cancelled::Marked)),
+            Some(2) => Ok(Some(Cancelled::Ambiguous)),
+            _ => Err(odd("mark_cancel")),
+        }
+    }
+
+    async fn heartbeat(&self, me: Beat, ttl: Duration) -> Result<Vec<Beat>> {
+        let key = self.router.names.of(Partition::Beats, "h");
+        let mut call = self.router.script(Script::Beat, Partition::Beats, &key);
+        call.command
+            .arg(me.instance.to_string())
+            .arg(me.count)
+            .arg(millis_of(ttl));
+        let answer = self.router.one_answer("heartbeat", call).await?;
+        if self.router.names.cluster {
+            // The one counter of all first: a copy is never ahead of it, and no
+            // copy is behind once the heartbeat is acknowledged.
+            self.copy_beat(me, ttl).await?;
+        }
+        let fields = answer.into_sequence().map_err(|_| odd("heartbeat"))?;
+        let beats = fields.chunks(2).map(|pair| {
+            let [instance, count] = pair else {
+                return None;
+            };
+            Some(Beat {
+                instance: instance_of(text(instance)?)?,
+                count: unsigned(count)?,
+            })
+        });
+        let beats: Option<Vec<_>> = beats.collect();
+        beats.ok_or_else(|| odd("heartbeat"))
+    }
+
+    async fn claim(&self, batch: &[Claim]) -> Result<usize> {
+        let dead: Vec<_> = batch.iter().map(|claim| claim.dead).collect();
+        let still = self.still_dead(&dead).await?;
+        let calls: Vec<_> = batch
+            .iter()
+            .zip(still)
+            .filter(|(_, still)| *still)
+            .map(|(claim, _)| {
+                let mut call = self.session_script(Script::Claim, &claim.session);
+                call.command
+                    .arg(claim.stream.as_str())
+                    .arg(claim.dead.instance.to_string())
+                    .arg(beat_text(claim.dead.beat))
+                    .arg(millis_of(claim.finished_ttl))
+                    .arg(wire::wake_stream(&claim.session));
+                call
+            })
+            .collect();
+        let answers = self.router.all(Lane::Pool, "claim", calls).await?;
+        Ok(answers
+            .iter()
+            .filter(|answer| integer(answer) == Some(1))
+            .count())
+    }
+
+    async fn sweep(&self, budget: usize, dead: &[Dead], finished_ttl: Duration) -> Result<Swept> {
+        self.sweep_step(budget, dead, finished_ttl).await
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        self.count_all().await
+    }
+
+    async fn knock(&self, knocks: &[(Door, Knock)]) -> Result<()> {
+        let mut calls = Vec::with_capacity(knocks.len());
+        for (door, knock) in knocks {
+            let message = wire::encode(knock);
+            match (door, knock) {
+                (Door::All, _) => {
+                    let channel = self.router.names.all_doors();
+                    calls.push(self.publish(Partition::Number(0), &channel, &message));
+                }
+                // Each server has its own link, and all of them are asked.
+                (Door::Of(instance), Knock::Probe(_)) => {
+                    for node in self.router.nodes() {
+                        if let Some(partition) = self.router.partitions_of(&node).first() {
+                            let channel = self.router.names.door(*partition, *instance);
+                            calls.push(self.publish(*partition, &channel, &message));
+                        }
+                    }
+                }
+                (Door::Of(instance), knock) => {
+                    let partition = match knock {
+                        Knock::Wake(session, _) => Partition::of(session),
+                        _ => Partition::Number(0),
+                    };
+                    let channel = self.router.names.door(partition, *instance);
+                    calls.push(self.publish(partition, &channel, &message));
+                }
+            }
+        }
+        // A knock that failed is as one that was lost.
+        let knocked = self.router.all(Lane::Pool, "knock", calls).await;
+        knocked
+            .map(drop)
+            .map_err(|error| error.with_applied(Applied::Unknown))
+    }
+}
+
+fn held(answer: &Value) -> Option<Held> {
+    let fields = answer.as_sequence()?;
+    let [number, second, third, state @ ..] = fields else {
+        return None;
+    };
+    if text(number) == Some("") {
+        return Some(Held::Busy(Holder {
+            instance: instance_of(text(second)?)?,
+            number: unsigned(third)?,
+        }));
+    }
+    let (state, _) = state_of(state)?;
+    Some(Held::Done {
+        number: unsigned(number)?,
+        former: instance_of(text(second)?),
+        cursor: position_of(text(third)?)?,
+        state,
+    })
+}
+
+fn request_state(answer: Value) -> Option<RequestState> {
+    match answer {
+        Value::Int(-1) => return Some(RequestState::NoSession),
+        Value::Int(-2) => return Some(RequestState::Missing),
+        _ => {}
+    }
+    let mut fields = answer.into_sequence().ok()?.into_iter();
+    let (kind, second) = (fields.next()?, fields.next()?);
+    Some(match text(&kind)? {
+        "" => RequestState::Pending {
+            owner: instance_of(text(&second)?)?,
+        },
+        code => RequestState::Ended(outcome_of(code)?, bytes(second)?),
+    })
+}

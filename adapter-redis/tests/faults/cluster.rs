@@ -1,0 +1,62 @@
+//! Slots that move under load, and masters that stand still.
+
+use std::time::Duration;
+
+use mcp_adapter_conformance::{faults::Signal, server::RedisCluster};
+use tokio::time::sleep;
+
+use crate::load::{Expect, Load, limits, two, works};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_that_move_lose_nothing() {
+    let cluster = RedisCluster::start(3).unwrap();
+    let (a, b) = two(&cluster.url(), &limits().build().unwrap()).await;
+    let load = Load::start(&a, &b, 24).await;
+    load.goes_on(100).await;
+    // Of the slots of all partitions, those in which something is.
+    let mut moved = 0;
+    for from in 0..2 {
+        for slot in used_slots(&cluster, from) {
+            cluster.move_slot(slot, from, 2).unwrap();
+            moved += 1;
+            load.goes_on(5).await;
+        }
+    }
+    assert!(moved > 10, "{moved} slots have moved");
+    load.goes_on(100).await;
+    load.check(Expect::Everything).await;
+    works(&a, &b).await;
+}
+
+/// Slots of a node that have keys, up to a dozen.
+fn used_slots(cluster: &RedisCluster, node: usize) -> Vec<u16> {
+    let (first, last) = (16_384 * node / 3, 16_384 * (node + 1) / 3);
+    let node = &cluster.nodes()[node];
+    let used = (first..last).filter(|slot| {
+        let count = node.command(&["CLUSTER", "COUNTKEYSINSLOT", &slot.to_string()]);
+        count.unwrap().trim() != ":0"
+    });
+    used.take(12)
+        .map(|slot| u16::try_from(slot).unwrap())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_stands_still_ends_no_call() {
+    let mut cluster = RedisCluster::start(3).unwrap();
+    let (a, b) = two(&cluster.url(), &limits().build().unwrap()).await;
+    let load = Load::start(&a, &b, 12).await;
+    load.goes_on(100).await;
+    cluster.nodes_mut()[1]
+        .program()
+        .signal(Signal::Stop)
+        .unwrap();
+    sleep(Duration::from_secs(4)).await;
+    cluster.nodes_mut()[1]
+        .program()
+        .signal(Signal::Continue)
+        .unwrap();
+    cluster.wait_until_agreed().unwrap();
+    load.goes_on(100).await;
+    load.check(Expect::Everything).await;
+}

@@ -1,0 +1,38 @@
+//! A failover to a replica that lags behind.
+
+use std::time::Duration;
+
+use mcp_adapter_conformance::{faults::Signal, server::RedisSentinel};
+use tokio::time::sleep;
+
+use crate::load::{Expect, Load, eventually, limits, two, works};
+
+/// What the replica did not get is lost, and shows as a gap: the writers live
+/// and open an epoch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_to_a_lagging_replica_shows_as_a_gap() {
+    let mut set = RedisSentinel::start().unwrap();
+    let (a, b) = two(&set.url(), &limits().build().unwrap()).await;
+    let load = Load::start(&a, &b, 8).await;
+    load.goes_on(100).await;
+    // All have got there; what follows has not.
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(
+        set.master().unwrap(),
+        set.servers[0].addr(),
+        "nobody has failed over before"
+    );
+    let [master, replica] = &mut set.servers;
+    replica.program().signal(Signal::Stop).unwrap();
+    load.goes_on(100).await;
+    master.program().end(true).unwrap();
+    replica.program().signal(Signal::Continue).unwrap();
+    let replica = replica.addr();
+    eventually("the replica is the master", async || {
+        (set.master().ok()? == replica).then_some(())
+    })
+    .await;
+    load.goes_on(100).await;
+    load.check(Expect::Gaps).await;
+    works(&a, &b).await;
+}
