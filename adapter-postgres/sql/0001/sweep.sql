@@ -1,0 +1,289 @@
+-- Counting, trimming and removing. Sweeping waits for nobody: a row that somebody
+-- else has is left to the next round.
+
+CREATE FUNCTION {schema}.remove_stream_v1(p_stream bigint, OUT events bigint, OUT bytes bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+    WITH old AS (DELETE FROM event e WHERE e.stream = p_stream RETURNING length(e.data) AS size)
+    SELECT count(*), coalesce(sum(size), 0) INTO events, bytes FROM old;
+    DELETE FROM shared_writer w WHERE w.stream = p_stream;
+    DELETE FROM stream s WHERE s.id = p_stream;
+END $$;
+
+-- Adds to the counts of sessions and their principals; tells the bytes after it.
+CREATE FUNCTION {schema}.account_v1(p_key bytea[], p_events bigint[], p_bytes bigint[])
+RETURNS TABLE (key bytea, total bigint)
+LANGUAGE plpgsql {plan} AS $$
+DECLARE
+    r record;
+    owner bytea;
+    owners bytea[] := '{}';
+    sums bigint[] := '{}';
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    FOR r IN
+        SELECT * FROM unnest(p_key, p_events, p_bytes) u (key, events, bytes) ORDER BY u.key
+    LOOP
+        UPDATE session s SET events = s.events + r.events, bytes = s.bytes + r.bytes
+        WHERE s.key = r.key
+        RETURNING s.principal, s.bytes INTO owner, total;
+        CONTINUE WHEN NOT FOUND;
+        key := r.key;
+        owners := owners || owner;
+        sums := sums || r.bytes;
+        RETURN NEXT;
+    END LOOP;
+    FOR r IN
+        SELECT u.principal, sum(u.bytes)::bigint AS bytes
+        FROM unnest(owners, sums) u (principal, bytes)
+        GROUP BY 1 HAVING sum(u.bytes) <> 0 ORDER BY 1
+    LOOP
+        PERFORM count_principal_v1(r.principal, r.bytes);
+    END LOOP;
+END $$;
+
+-- Brings a session under its bytes: the streams that ended first go first, then the
+-- oldest events. Counts it anew, and returns what is left; NULL: no session.
+CREATE FUNCTION {schema}.shrink_v1(p_key bytea, p_max bigint) RETURNS bigint
+LANGUAGE plpgsql {plan} AS $$
+DECLARE
+    s session;
+    r record;
+    left_events bigint;
+    left_bytes bigint;
+    gone record;
+BEGIN
+    SELECT * INTO s FROM session x WHERE x.key = p_key FOR NO KEY UPDATE;
+    IF NOT FOUND OR s.expires <= clock_timestamp() THEN
+        RETURN NULL;
+    END IF;
+    SELECT count(*), coalesce(sum(length(e.data)), 0) INTO left_events, left_bytes
+    FROM stream st JOIN event e ON e.stream = st.id WHERE st.sid = s.sid;
+    FOR r IN
+        SELECT st.id FROM stream st WHERE st.sid = s.sid AND st.ended IS NOT NULL
+        ORDER BY st.expires, st.id
+    LOOP
+        EXIT WHEN left_bytes <= p_max;
+        SELECT * INTO gone FROM remove_stream_v1(r.id);
+        left_events := left_events - gone.events;
+        left_bytes := left_bytes - gone.bytes;
+    END LOOP;
+    IF left_bytes > p_max THEN
+        WITH old AS MATERIALIZED (
+            SELECT o.stream, o.epoch, o.seq, o.size FROM (
+                SELECT e.stream, e.epoch, e.seq, coalesce(length(e.data), 0) AS size,
+                    sum(coalesce(length(e.data), 0)) OVER (
+                        ORDER BY e.stored DESC, e.stream DESC, e.epoch DESC, e.seq DESC
+                        ROWS UNBOUNDED PRECEDING) AS newer
+                FROM stream st JOIN event e ON e.stream = st.id WHERE st.sid = s.sid
+            ) o WHERE o.newer > p_max
+        ), removed AS (
+            DELETE FROM event e USING old
+            WHERE e.stream = old.stream AND e.epoch = old.epoch AND e.seq = old.seq
+            RETURNING old.stream, old.size
+        ), floors AS (
+            -- Where the tops were stays known.
+            UPDATE stream st SET
+                epoch = CASE WHEN (st.epoch, st.seq) >= (f.epoch, f.seq)
+                    THEN st.epoch ELSE f.epoch END,
+                seq = CASE WHEN (st.epoch, st.seq) >= (f.epoch, f.seq)
+                    THEN st.seq ELSE f.seq END,
+                events = st.events - f.events,
+                bytes = st.bytes - f.bytes
+            FROM (
+                SELECT DISTINCT ON (old.stream) old.stream, old.epoch, old.seq,
+                    count(*) OVER w AS events, (sum(old.size) OVER w)::bigint AS bytes
+                FROM old WINDOW w AS (PARTITION BY old.stream)
+                ORDER BY old.stream, old.epoch DESC, old.seq DESC
+            ) f
+            WHERE st.id = f.stream
+        )
+        SELECT count(*) AS events, coalesce(sum(removed.size), 0) AS bytes INTO gone FROM removed;
+        left_events := left_events - gone.events;
+        left_bytes := left_bytes - gone.bytes;
+    END IF;
+    IF s.bytes <> left_bytes OR s.events <> left_events THEN
+        UPDATE session x SET events = left_events, bytes = left_bytes WHERE x.sid = s.sid;
+    END IF;
+    IF s.bytes <> left_bytes THEN
+        PERFORM count_principal_v1(s.principal, left_bytes - s.bytes);
+    END IF;
+    RETURN left_bytes;
+END $$;
+
+-- One step of sweeping: at most `p_budget` things are removed or ended.
+CREATE FUNCTION {schema}.sweep_v1(p_budget bigint, p_dead bytea[], p_beat bigint[],
+    p_lock bigint[], p_ttl bigint, p_ring boolean, OUT removed bigint, OUT more boolean)
+LANGUAGE plpgsql {plan} AS $$
+DECLARE
+    t timestamptz := clock_timestamp();
+    r record;
+    st stream;
+    gone record;
+    n bigint;
+    events bigint := 0;
+    doors bytea[] := '{}';
+    texts text[] := '{}';
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    removed := 0;
+    more := false;
+    -- What belongs to the dead. Their locks come first, as in every step.
+    FOR r IN SELECT * FROM unnest(p_dead, p_beat, p_lock) u (instance, beat, lock) LOOP
+        CONTINUE WHEN NOT pg_try_advisory_xact_lock(r.lock);
+        CONTINUE WHEN NOT dead_v1(r.instance, r.beat);
+        FOR st IN
+            SELECT x.* FROM stream x JOIN session s ON s.sid = x.sid AND s.expires > t
+            WHERE x.owner = r.instance AND x.ended IS NULL
+            LIMIT p_budget - removed FOR NO KEY UPDATE OF x SKIP LOCKED
+        LOOP
+            PERFORM lose_owner_v1(st, p_ttl);
+            removed := removed + 1;
+            IF st.holder IS NOT NULL THEN
+                doors := doors || st.holder;
+                texts := texts || (SELECT wake_v1(s.key, st.name) FROM session s
+                    WHERE s.sid = st.sid);
+            END IF;
+        END LOOP;
+        UPDATE request q SET outcome = 5, forget = t + q.kept * interval '1 microsecond'
+        FROM (
+            SELECT x.sid, x.id FROM request x JOIN session s ON s.sid = x.sid AND s.expires > t
+            WHERE x.owner = r.instance AND x.outcome IS NULL AND x.due > t
+            LIMIT p_budget - removed FOR UPDATE OF x SKIP LOCKED
+        ) l
+        WHERE q.sid = l.sid AND q.id = l.id;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        removed := removed + n;
+    END LOOP;
+    -- Expired sessions; one that was used since is looked at when it is due again.
+    n := 0;
+    FOR r IN
+        SELECT s.sid, s.principal, s.bytes, s.expires FROM session s WHERE s.sweep_at <= t
+        ORDER BY s.sweep_at LIMIT p_budget - removed FOR UPDATE SKIP LOCKED
+    LOOP
+        n := n + 1;
+        IF r.expires > t THEN
+            UPDATE session s SET sweep_at = s.expires WHERE s.sid = r.sid;
+        ELSE
+            PERFORM bury_v1(r.sid, r.principal, r.bytes);
+            removed := removed + 1;
+        END IF;
+    END LOOP;
+    more := n > 0 AND removed >= p_budget;
+    -- Streams that ended long enough ago, together with their session, for its counts.
+    FOR r IN
+        SELECT x.id, s.sid, s.principal FROM stream x JOIN session s ON s.sid = x.sid
+        WHERE x.expires <= t
+        ORDER BY x.expires LIMIT p_budget - removed FOR UPDATE SKIP LOCKED
+    LOOP
+        SELECT * INTO gone FROM remove_stream_v1(r.id);
+        IF gone.events > 0 THEN
+            UPDATE session s SET events = s.events - gone.events, bytes = s.bytes - gone.bytes
+            WHERE s.sid = r.sid;
+            PERFORM count_principal_v1(r.principal, -gone.bytes);
+        END IF;
+        removed := removed + 1;
+        events := events + gone.events;
+        EXIT WHEN events > 20000;
+    END LOOP;
+    -- What sessions that are gone have left behind.
+    FOR r IN
+        SELECT g.sid FROM grave g ORDER BY g.sid LIMIT p_budget - removed FOR UPDATE SKIP LOCKED
+    LOOP
+        EXIT WHEN events > 20000 OR removed >= p_budget;
+        FOR st IN SELECT x.* FROM stream x WHERE x.sid = r.sid LIMIT p_budget - removed LOOP
+            SELECT * INTO gone FROM remove_stream_v1(st.id);
+            removed := removed + 1;
+            events := events + gone.events;
+            EXIT WHEN events > 20000;
+        END LOOP;
+        EXIT WHEN events > 20000 OR removed >= p_budget;
+        DELETE FROM request q USING (
+            SELECT x.sid, x.id FROM request x WHERE x.sid = r.sid LIMIT p_budget - removed
+        ) l WHERE q.sid = l.sid AND q.id = l.id;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        removed := removed + n;
+        EXIT WHEN removed >= p_budget;
+        DELETE FROM grave g WHERE g.sid = r.sid;
+    END LOOP;
+    DELETE FROM request q USING (
+        SELECT x.sid, x.id FROM request x WHERE x.forget <= t
+        ORDER BY x.forget LIMIT p_budget - removed FOR UPDATE SKIP LOCKED
+    ) l WHERE q.sid = l.sid AND q.id = l.id;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    removed := removed + n;
+    -- Small things, which are not counted.
+    DELETE FROM tombstone d USING (
+        SELECT x.key, x.creator FROM tombstone x WHERE x.expires <= t
+        ORDER BY x.expires LIMIT p_budget FOR UPDATE SKIP LOCKED
+    ) l WHERE d.key = l.key AND d.creator = l.creator;
+    DELETE FROM knock k USING (
+        SELECT x.id FROM knock x ORDER BY x.id LIMIT p_budget FOR UPDATE SKIP LOCKED
+    ) l WHERE k.id = l.id AND k.expires <= t;
+    DELETE FROM beat b USING (
+        SELECT x.instance FROM beat x WHERE x.expires <= t FOR UPDATE SKIP LOCKED
+    ) l WHERE b.instance = l.instance;
+    DELETE FROM door d USING (
+        SELECT x.instance FROM door x WHERE x.expires <= t FOR UPDATE SKIP LOCKED
+    ) l WHERE d.instance = l.instance;
+    IF p_ring AND cardinality(doors) > 0 THEN
+        PERFORM ring_v1(doors, texts);
+    END IF;
+    more := more OR removed >= p_budget OR events > 20000;
+END $$;
+
+-- Looks for events without a stream, from `p_from` on, and for principals without
+-- a balance; an append that was under way when its session was deleted leaves such.
+-- Returns where to go on; 0 at the end.
+CREATE FUNCTION {schema}.tidy_v1(p_from bigint, p_steps bigint) RETURNS bigint
+LANGUAGE plpgsql {plan} AS $$
+DECLARE
+    at bigint := p_from;
+    r record;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    FOR step IN 1..p_steps LOOP
+        SELECT e.stream INTO at FROM event e WHERE e.stream > at ORDER BY e.stream LIMIT 1;
+        IF at IS NULL THEN
+            FOR r IN
+                SELECT p.principal FROM principal_bytes p
+                GROUP BY p.principal HAVING sum(p.bytes) = 0 ORDER BY p.principal LIMIT 100
+            LOOP
+                PERFORM FROM principal_bytes p WHERE p.principal = r.principal
+                ORDER BY p.shard FOR UPDATE;
+                DELETE FROM principal_bytes p WHERE p.principal = r.principal AND 0 = (
+                    SELECT sum(x.bytes) FROM principal_bytes x WHERE x.principal = r.principal);
+            END LOOP;
+            RETURN 0;
+        END IF;
+        -- One snapshot: an event is never seen before its stream.
+        DELETE FROM event e
+        WHERE e.stream = at AND NOT EXISTS (SELECT FROM stream s WHERE s.id = at);
+    END LOOP;
+    RETURN at;
+END $$;
+
+-- Sessions, streams, events, bytes, pending requests. Where there are many events
+-- the counts of the sessions have to do, which writers bring up to date with their
+-- sweeps; then it is not `exact`. `took`: microseconds.
+CREATE FUNCTION {schema}.stats_v1(OUT sessions bigint, OUT streams bigint, OUT events bigint,
+    OUT bytes bigint, OUT pending bigint, OUT exact boolean, OUT took bigint)
+LANGUAGE plpgsql SET search_path = {schema}, pg_temp SET jit = off AS $$
+DECLARE
+    t timestamptz := clock_timestamp();
+BEGIN
+    exact := pg_relation_size('event') < 32 * 1024 * 1024;
+    SELECT count(*), coalesce(sum(greatest(s.events, 0)), 0), coalesce(sum(greatest(s.bytes, 0)), 0)
+    INTO sessions, events, bytes
+    FROM session s WHERE s.expires > t;
+    IF exact THEN
+        SELECT count(*), coalesce(sum(length(e.data)), 0) INTO events, bytes
+        FROM event e JOIN stream x ON x.id = e.stream JOIN session s ON s.sid = x.sid
+        WHERE s.expires > t AND (x.expires IS NULL OR x.expires > t);
+    END IF;
+    SELECT count(*) INTO streams FROM stream x JOIN session s ON s.sid = x.sid
+    WHERE s.expires > t AND (x.expires IS NULL OR x.expires > t);
+    SELECT count(*) INTO pending FROM request q JOIN session s ON s.sid = q.sid
+    WHERE s.expires > t AND q.outcome IS NULL AND q.due > t;
+    took := extract(epoch FROM clock_timestamp() - t) * 1000000;
+END $$;

@@ -1,0 +1,171 @@
+//! Steps on client requests.
+
+use bytes::Bytes;
+use mcp_adapter_core::{
+    OutcomeKind, Result,
+    storage::{Knock, Put, PutRequest, RequestKey, RequestState, Settle, Settled, Target},
+};
+
+use crate::{
+    call::{Given, all, bits, count, get, index, micros, odd},
+    codec,
+    pool::Who,
+    storage::Inner,
+};
+
+/// The numbers of outcomes in the database; the functions there know 3, 5 and 7.
+const OUTCOMES: [(OutcomeKind, i16); 8] = [
+    (OutcomeKind::Answered, 1),
+    (OutcomeKind::Rejected, 2),
+    (OutcomeKind::TimedOut, 3),
+    (OutcomeKind::Cancelled, 4),
+    (OutcomeKind::OwnerLost, 5),
+    (OutcomeKind::SessionEnded, 6),
+    (OutcomeKind::Replaced, 7),
+    (OutcomeKind::Lost, 8),
+];
+
+fn number(kind: OutcomeKind) -> i16 {
+    let mut all = OUTCOMES.iter();
+    all.find(|(known, _)| *known == kind)
+        .map_or(8, |(_, number)| *number)
+}
+
+fn outcome(operation: &'static str, number: i16) -> Result<OutcomeKind> {
+    let mut all = OUTCOMES.iter();
+    all.find(|(_, known)| *known == number)
+        .map(|(kind, _)| *kind)
+        .ok_or_else(|| odd(operation))
+}
+
+/// The order in which all batches take their rows.
+fn sorted<T>(batch: &[T], key: impl Fn(&T) -> ([u8; 32], Vec<u8>)) -> Vec<usize> {
+    let mut order: Vec<_> = (0..batch.len()).collect();
+    order.sort_by_cached_key(|index| key(&batch[*index]));
+    order
+}
+
+impl Inner {
+    pub(crate) async fn put_requests(&self, batch: &[PutRequest]) -> Result<Vec<Put>> {
+        const OPERATION: &str = "put";
+        let order = sorted(batch, |put| (put.session.0, codec::id_bytes(&put.id)));
+        let column = |of: fn(&PutRequest) -> i64| -> Vec<_> {
+            order.iter().map(|index| of(&batch[*index])).collect()
+        };
+        let bytes = |of: fn(&PutRequest) -> Vec<u8>| -> Vec<_> {
+            order.iter().map(|index| of(&batch[*index])).collect()
+        };
+        let given = Given::new()
+            .bind(bytes(|put| put.session.0.to_vec()))
+            .bind(bytes(|put| codec::id_bytes(&put.id)))
+            .bind(bytes(|put| put.token.0.to_be_bytes().to_vec()))
+            .bind(bytes(|put| put.owner.0.to_be_bytes().to_vec()))
+            .bind(column(|put| micros(put.timeout)))
+            .bind(column(|put| micros(put.result_ttl)))
+            .bind(column(|put| count(put.max_pending)));
+        let sql = &self.functions().put;
+        let rows = self.run(OPERATION, Who::Engine, sql, given).await?;
+        let mut answers = vec![None; batch.len()];
+        for row in &rows {
+            let at = order[index(OPERATION, get(OPERATION, row, 0)?, batch.len())?];
+            answers[at] = Some(match get::<i16>(OPERATION, row, 1)? {
+                0 => Put::Done,
+                1 => {
+                    let owner: &[u8] = get(OPERATION, row, 2)?;
+                    Put::Replaced(codec::instance(owner).ok_or_else(|| odd(OPERATION))?)
+                }
+                2 => Put::TooMany,
+                3 => Put::NoSession,
+                _ => return Err(odd(OPERATION)),
+            });
+        }
+        all(OPERATION, answers)
+    }
+
+    pub(crate) async fn settle(&self, batch: &[Settle]) -> Result<Vec<Settled>> {
+        const OPERATION: &str = "settle";
+        let order = sorted(batch, |settle| {
+            (settle.session.0, codec::id_bytes(&settle.id))
+        });
+        let entries: Vec<&Settle> = order.iter().map(|index| &batch[*index]).collect();
+        let wake = |settle: &&Settle| {
+            codec::line(&Knock::Wake(
+                settle.session,
+                Target::Request(settle.id.clone()),
+            ))
+        };
+        let instance = |settle: &&Settle| settle.dead.map(|dead| dead.instance.0.to_be_bytes());
+        let beat = |settle: &&Settle| settle.dead.and_then(|dead| dead.beat).map(bits);
+        let given = |ring| {
+            let entries = || entries.iter();
+            Given::new()
+                .bind(entries().map(|s| s.session.0).collect::<Vec<_>>())
+                .bind(
+                    entries()
+                        .map(|s| codec::id_bytes(&s.id))
+                        .collect::<Vec<_>>(),
+                )
+                .bind(
+                    entries()
+                        .map(|s| s.token.map(|token| token.0.to_be_bytes()))
+                        .collect::<Vec<_>>(),
+                )
+                .bind(entries().map(|s| number(s.outcome)).collect::<Vec<_>>())
+                .bind(entries().map(|s| &s.payload[..]).collect::<Vec<_>>())
+                .bind(entries().map(instance).collect::<Vec<_>>())
+                .bind(entries().map(beat).collect::<Vec<_>>())
+                .bind(
+                    entries()
+                        .map(|s| s.attempt.0.to_be_bytes())
+                        .collect::<Vec<_>>(),
+                )
+                .bind(entries().map(wake).collect::<Vec<_>>())
+                .bind(ring)
+        };
+        let sql = &self.functions().settle;
+        let rows = self.run_ringing(OPERATION, Who::Engine, sql, given).await?;
+        let mut answers = vec![None; batch.len()];
+        for row in &rows {
+            let at = order[index(OPERATION, get(OPERATION, row, 0)?, batch.len())?];
+            answers[at] = Some(match get::<i16>(OPERATION, row, 1)? {
+                0 => Settled::Won,
+                1 => Settled::Already(outcome(OPERATION, get(OPERATION, row, 2)?)?),
+                2 => Settled::Alive,
+                3 => Settled::Unknown,
+                _ => return Err(odd(OPERATION)),
+            });
+        }
+        all(OPERATION, answers)
+    }
+
+    pub(crate) async fn requests(&self, keys: &[RequestKey]) -> Result<Vec<RequestState>> {
+        const OPERATION: &str = "read request";
+        let sessions: Vec<_> = keys.iter().map(|key| key.session.0).collect();
+        let ids: Vec<_> = keys.iter().map(|key| codec::id_bytes(&key.id)).collect();
+        let token = |key: &RequestKey| key.token.map(|token| token.0.to_be_bytes());
+        let tokens: Vec<_> = keys.iter().map(token).collect();
+        let given = Given::new().bind(sessions).bind(ids).bind(tokens);
+        let sql = &self.functions().requests;
+        let rows = self.run(OPERATION, Who::Caller, sql, given).await?;
+        let mut answers = vec![None; keys.len()];
+        for row in &rows {
+            let at = index(OPERATION, get(OPERATION, row, 0)?, keys.len())?;
+            let owner: Option<&[u8]> = get(OPERATION, row, 2)?;
+            answers[at] = Some(match (get(OPERATION, row, 1)?, owner) {
+                (false, _) => RequestState::NoSession,
+                (true, None) => RequestState::Missing,
+                (true, Some(owner)) => match get::<Option<i16>>(OPERATION, row, 3)? {
+                    None => RequestState::Pending {
+                        owner: codec::instance(owner).ok_or_else(|| odd(OPERATION))?,
+                    },
+                    Some(number) => {
+                        let payload: Option<Vec<u8>> = get(OPERATION, row, 4)?;
+                        let payload = Bytes::from(payload.unwrap_or_default());
+                        RequestState::Ended(outcome(OPERATION, number)?, payload)
+                    }
+                },
+            });
+        }
+        all(OPERATION, answers)
+    }
+}
