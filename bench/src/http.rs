@@ -169,6 +169,40 @@ async fn clients(address: SocketAddr) -> Result<Vec<Client>, Failure> {
     Ok(clients)
 }
 
+/// H2: latency with an adapter that is far away.
+pub(crate) async fn h2(
+    adapter: impl mcp_adapter_core::Adapter,
+    rounds: usize,
+) -> Result<Gate, Failure> {
+    let stock = StreamableHttpService::new(
+        || Ok(Echo),
+        Arc::new(LocalSessionManager::default()),
+        StreamableHttpServerConfig::default(),
+    );
+    let stock = serve(axum::Router::new().nest_service("/mcp", stock)).await?;
+    let ours = StreamableHttpTransport::new()
+        .with_adapter(adapter)
+        .bind(|| Ok(Echo));
+    let ours = serve(axum::Router::new().nest_service("/mcp", ours)).await?;
+    let (stock, ours) = (clients(stock).await?, clients(ours).await?);
+    latency(&stock[0]).await?;
+    latency(&ours[0]).await?;
+    let mut latencies = Vec::new();
+    for _ in 0..rounds {
+        let raw = latency(&stock[0]).await?;
+        latencies.push((latency(&ours[0]).await?, raw));
+    }
+    Ok(Gate {
+        name: "H2",
+        what: "HTTP tools/call p50, Redis adapter, against stock rmcp",
+        unit: "us",
+        better: Better::Less,
+        reach: 1.5,
+        goal: 1.25,
+        rounds: latencies,
+    })
+}
+
 /// H1: latency and throughput.
 pub(crate) async fn h1(rounds: usize) -> Result<[Gate; 2], Failure> {
     let stock = StreamableHttpService::new(

@@ -4,6 +4,9 @@
 mod gate;
 mod http;
 mod memory;
+mod postgres;
+mod redis;
+mod sqlite;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -12,6 +15,9 @@ use clap::{Parser, ValueEnum};
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Adapter {
     Memory,
+    Postgres,
+    Redis,
+    Sqlite,
 }
 
 #[derive(Debug, Parser)]
@@ -54,6 +60,14 @@ async fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error + 
                 gates.extend(http::h1(arguments.rounds.into()).await?);
             }
         }
+        Adapter::Postgres => gates.extend(postgres::gates(arguments.rounds.into()).await?),
+        Adapter::Redis => {
+            let bench = redis::Bench::start().await?;
+            gates.extend(bench.appends(arguments.rounds.into()).await?);
+            gates.extend(bench.latencies(arguments.rounds.into()).await?);
+            gates.push(bench.h2(arguments.rounds.into()).await?);
+        }
+        Adapter::Sqlite => gates.extend(sqlite::gates(arguments.rounds.into()).await?),
     }
     for gate in &gates {
         println!("{gate}");
@@ -65,6 +79,7 @@ async fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error + 
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let listens = std::env::var_os(sqlite::LISTENER);
     // One thread: what is compared is work, not how two cores are shared.
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -76,6 +91,15 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(file) = listens {
+        return match runtime.block_on(sqlite::listen(&file)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("the second process: {error}");
+                ExitCode::from(2)
+            }
+        };
+    }
     match runtime.block_on(run(&arguments)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
