@@ -6,6 +6,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{backend::Backend, proxy::Policy};
 
+/// Environment variable in place of `--url`.
+pub(crate) const URL: &str = "FLEET_URL";
+
 const AFTER_HELP: &str = "\
 Without a command, `run` runs. A run ends with exit code 0 when nothing was lost,
 duplicated, wrong or hung and no error came up; with 1 otherwise; with 2 when it
@@ -38,10 +41,11 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct BackendArgs {
     /// Where the instances keep what they share
-    #[arg(long, value_enum, default_value_t = Backend::Memory)]
+    #[arg(long, value_enum, default_value_t = Backend::DEFAULT)]
     pub(crate) backend: Backend,
-    /// Address of the backend's server; memory has none
-    #[arg(long)]
+    /// The file or server of the backend; memory has none
+    // On a command line everybody could read its password.
+    #[arg(long, env = URL, hide_env_values = true)]
     pub(crate) url: Option<String>,
 }
 
@@ -49,7 +53,7 @@ pub(crate) struct BackendArgs {
 pub(crate) struct FleetArgs {
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
-    /// How many instances; with the memory backend, services of this process
+    /// How many instances: processes, or services of this one with the memory backend
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) instances: u16,
     /// How the proxy spreads requests over the instances
@@ -74,8 +78,15 @@ pub(crate) struct RunArgs {
     pub(crate) size: SizeArgs,
     /// Kill the instances one after the other during the load, at random times, and
     /// start them again
-    #[arg(long)]
+    #[arg(long, conflicts_with = "soak")]
     pub(crate) kill: bool,
+    /// Keep that many sessions busy for so long, such as 10m, with clients that never
+    /// send DELETE, and see that file, memory and descriptors do not grow
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) soak: Option<Duration>,
+    /// After how long idle sessions expire [default: half an hour, in a soak 15s]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) session_ttl: Option<Duration>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -129,6 +140,12 @@ pub(crate) struct ServeArgs {
     /// What `whoami` returns [default: the address]
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// After how long idle sessions expire [default: half an hour]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) session_ttl: Option<Duration>,
+    /// End at once when standard input is closed
+    #[arg(long, hide = true)]
+    pub(crate) with_parent: bool,
 }
 
 #[derive(Debug, Args)]
@@ -158,6 +175,26 @@ pub(crate) struct LoadArgs {
     pub(crate) output: OutputArgs,
 }
 
+/// A time such as `10m`, `90s`, `500ms` or `1h`; without a unit, seconds.
+fn time(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit());
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    let unit_ms = match unit {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("the unit must be ms, s, m or h".into()),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit_ms))
+        .filter(|ms| *ms > 0)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "a time such as 10m or 90s is wanted".into())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -179,6 +216,16 @@ mod tests {
     }
 
     #[test]
+    fn times_have_units() {
+        for (text, ms) in [("90", 90_000), ("1s", 1_000), ("10m", 600_000), ("5ms", 5)] {
+            assert_eq!(time(text), Ok(Duration::from_millis(ms)));
+        }
+        for bad in ["", "0s", "m", "-1s", "1.5m", "1d", "99999999999999999999s"] {
+            assert!(time(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn bad_flags_are_refused() {
         for bad in [
             &["fleet", "--unknown"][..],
@@ -186,6 +233,8 @@ mod tests {
             &["fleet", "--policy", "sticky"],
             &["fleet", "--backend", "paper"],
             &["fleet", "proxy"],
+            &["fleet", "--soak", "10x"],
+            &["fleet", "--soak", "10m", "--kill"],
             &["fleet", "load"],
             &["fleet", "serve", "--listen", "nowhere"],
         ] {

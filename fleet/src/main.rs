@@ -11,6 +11,7 @@ mod proxy;
 mod report;
 mod run;
 mod server;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -27,7 +28,7 @@ use self::{
 };
 
 const PROMISE_BROKEN: u8 = 1;
-const COULD_NOT_RUN: u8 = 2;
+pub(crate) const COULD_NOT_RUN: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
 
 async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command.unwrap_or(Command::Run(cli.run)) {
-        Command::Run(args) => show(&run::run(&args).await?, &args.output),
+        Command::Run(args) => show(&run::run(&args, until_signal()).await?, &args.output),
         Command::Load(args) => show(&run::load(&args).await?, &args.output),
         Command::Up(args) => run::up(&args, until_signal())
             .await
@@ -69,7 +70,7 @@ fn show(outcome: &Outcome, output: &OutputArgs) -> Result<ExitCode, Failure> {
     if output.json {
         println!("{}", outcome.summary.to_json()?);
     }
-    Ok(if outcome.totals.counts.clean() {
+    Ok(if outcome.is_clean() {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(PROMISE_BROKEN)
@@ -77,16 +78,23 @@ fn show(outcome: &Outcome, output: &OutputArgs) -> Result<ExitCode, Failure> {
 }
 
 async fn serve(args: ServeArgs) -> Result<(), Failure> {
+    if args.with_parent {
+        node::exit_with_parent()?;
+    }
     net::raise_descriptor_limit();
     let listener = net::listen(args.listen)?;
     let addr = listener
         .local_addr()
         .map_err(Failure::context("cannot tell the port"))?;
-    let store = Store::open(args.backend.backend, args.backend.url.as_deref())?;
+    let url = args.backend.url.as_deref();
+    let store = Store::open(args.backend.backend, url, args.session_ttl).await?;
     let name = args.name.unwrap_or_else(|| addr.to_string());
-    let instance = Instance::new(name, &StateKey::generate()?);
+    let key = match node::read_key()? {
+        Some(key) => key,
+        None => StateKey::generate()?,
+    };
     let ready = || println!("listening on http://{addr}/mcp");
-    let mounted = store.mount(instance);
+    let mounted = store.mount(Instance::new(name, &key), args.session_ttl);
     node::serve(listener, mounted, until_signal(), ready).await
 }
 

@@ -15,12 +15,13 @@ const INSTANCE_PORTS: std::ops::Range<u16> = 18_000..30_000;
 const PORT_ATTEMPTS: usize = 200;
 const REACH: Duration = Duration::from_secs(5);
 
+/// How a port in use shows in an error.
+pub(crate) const IN_USE: &str = "the port is in use";
+
 /// Binds `addr`; names it in the error.
 pub(crate) fn listen(addr: SocketAddr) -> Result<TcpListener, Failure> {
     bind(addr).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            Failure::new(format!("cannot listen on {addr}: the port is in use"))
-        }
+        io::ErrorKind::AddrInUse => Failure::new(format!("cannot listen on {addr}: {IN_USE}")),
         _ => Failure::new(format!("cannot listen on {addr}: {error}")),
     })
 }

@@ -68,6 +68,10 @@ pub(super) async fn run(world: Arc<World>, number: usize, calls: usize, mut rng:
     steps::run(&session, calls, &mut rng).await;
     session.settle_logs().await;
     closing.cancel();
+    if world.leaves {
+        listener.abort();
+        return;
+    }
     session.close(listener).await;
 }
 

@@ -289,8 +289,24 @@ async fn state_becomes(
             let arguments = json!({ "tag": tag });
             let mut status = open(session, "call_status", &arguments, expect).await?;
             status.read(Stop::Answer).await?;
-            let state = status.text().unwrap_or_default().to_owned();
+            let state = status.text().map(ToOwned::to_owned);
+            let asked = status.owner().map(ToOwned::to_owned);
+            let excused = world.outages.excuse(asked.as_deref(), status.began());
             status.judge(&Ok(()), End::Answered);
+            let state = match state {
+                Some(state) => state,
+                // Whoever was asked died over it. The next one lives.
+                None if excused => {
+                    backoff.pause().await;
+                    continue;
+                }
+                None => {
+                    return Err(Trouble::Refused {
+                        instance: asked,
+                        text: format!("call_status of {tag} has no result"),
+                    });
+                }
+            };
             if state.starts_with(wanted) {
                 return Ok(());
             }

@@ -8,6 +8,8 @@ use super::check::Verdict;
 
 /// Complaints kept for the person at the terminal.
 const MAX_COMPLAINTS: usize = 20;
+/// Measurements kept of a kind, half of them for sure: a run may take days.
+const MAX_KEPT: usize = 1 << 17;
 
 /// All counters of the report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -46,11 +48,49 @@ pub(crate) struct Sample {
 #[derive(Debug, Default)]
 struct State {
     counts: Counts,
-    calls: Vec<Sample>,
-    elicits: Vec<Sample>,
-    ends: Vec<Duration>,
+    calls: Thinned<Sample>,
+    elicits: Thinned<Sample>,
+    ends: Thinned<Duration>,
     complaints: Vec<String>,
     silenced: u64,
+}
+
+/// Every so many of the items, evenly over the run.
+#[derive(Debug)]
+struct Thinned<T> {
+    kept: Vec<T>,
+    seen: u64,
+    /// One was kept of so many.
+    stride: u64,
+}
+
+impl<T> Default for Thinned<T> {
+    fn default() -> Self {
+        Self {
+            kept: Vec::new(),
+            seen: 0,
+            stride: 1,
+        }
+    }
+}
+
+impl<T> Thinned<T> {
+    fn push(&mut self, item: T) {
+        if self.seen.is_multiple_of(self.stride) {
+            if self.kept.len() >= MAX_KEPT {
+                let mut index = 0_usize;
+                self.kept.retain(|_| {
+                    index += 1;
+                    index % 2 == 1
+                });
+                self.stride *= 2;
+            }
+            if self.seen.is_multiple_of(self.stride) {
+                self.kept.push(item);
+            }
+        }
+        self.seen += 1;
+    }
 }
 
 /// Shared by all sessions of a run.
@@ -68,8 +108,9 @@ pub(crate) struct Totals {
     pub(crate) calls: Vec<Sample>,
     /// From the sending of an answer to the result of the call that asked.
     pub(crate) elicits: Vec<Sample>,
-    /// When calls of any kind ended.
+    /// When calls of any kind ended; each stands for `ends_each` of them.
     pub(crate) ends: Vec<Duration>,
+    pub(crate) ends_each: u64,
     pub(crate) complaints: Vec<String>,
     pub(crate) silenced: u64,
     pub(crate) took: Duration,
@@ -101,7 +142,7 @@ impl Tally {
 
     /// Calls that have ended so far.
     pub(crate) fn calls_ended(&self) -> u64 {
-        u64::try_from(self.state.lock().ends.len()).unwrap_or(u64::MAX)
+        self.state.lock().ends.seen
     }
 
     /// Latency of a call that began at `since` and ends now.
@@ -169,9 +210,10 @@ impl Tally {
         let state = std::mem::take(&mut *self.state.lock());
         Totals {
             counts: state.counts,
-            calls: state.calls,
-            elicits: state.elicits,
-            ends: state.ends,
+            calls: state.calls.kept,
+            elicits: state.elicits.kept,
+            ends: state.ends.kept,
+            ends_each: state.ends.stride,
             complaints: state.complaints,
             silenced: state.silenced,
             took,
@@ -206,6 +248,24 @@ mod tests {
         assert!((percentile_ms(&samples, 99) - 198.0).abs() < 1e-9);
         assert!((percentile_ms(&samples[..1], 99) - 200.0).abs() < 1e-9);
         assert!(percentile_ms(&[], 50).abs() < 1e-9);
+    }
+
+    #[test]
+    fn long_runs_are_thinned_evenly() {
+        let mut thinned = Thinned::default();
+        let total = 5 * u64::try_from(MAX_KEPT).unwrap();
+        for n in 0..total {
+            thinned.push(n);
+        }
+        assert_eq!(thinned.seen, total);
+        assert!(thinned.kept.len() <= MAX_KEPT);
+        let every = thinned.kept.iter().zip(0..);
+        assert!(
+            every
+                .into_iter()
+                .all(|(item, n)| *item == n * thinned.stride)
+        );
+        assert_eq!(thinned.kept.len() as u64, total.div_ceil(thinned.stride));
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(super) struct World {
     pub(super) outages: Arc<Outages>,
     /// Deadline of every wait.
     pub(super) patience: Duration,
+    /// Clients go away without a word: no DELETE.
+    pub(super) leaves: bool,
 }
 
 /// Why a wait ended without what was waited for.

@@ -3,20 +3,25 @@
 use std::fmt::Write as _;
 
 use super::{
-    plot::{Buckets, Line, svg},
+    plot::{Buckets, Line, legend, svg},
     table::table,
 };
-use crate::run::Outcome;
+use crate::run::{Kind, Outcome, Soak, mebibytes};
 
 const STYLE: &str = "\
-:root{color-scheme:light dark;--a:#0b6bcb;--b:#c2410c;--k:#b91c1c;--g:#8885}\
-@media(prefers-color-scheme:dark){:root{--a:#6cb6ff;--b:#fb923c;--k:#f87171}}\
+:root{color-scheme:light dark;--k:#b91c1c;--g:#8885;\
+--a:#0b6bcb;--b:#c2410c;--c:#15803d;--d:#7e22ce;--e:#a16207;--f:#0e7490}\
+@media(prefers-color-scheme:dark){:root{--k:#f87171;\
+--a:#6cb6ff;--b:#fb923c;--c:#4ade80;--d:#c084fc;--e:#facc15;--f:#22d3ee}}\
 body{font:15px/1.5 system-ui,sans-serif;max-width:820px;margin:2rem auto;padding:0 1rem}\
 h1{font-size:1.4rem}h2{font-size:1.05rem;margin:1.6rem 0 .2rem}\
 pre{overflow-x:auto;font-size:13px}svg{width:100%;height:auto}\
 text{font:11px system-ui,sans-serif;fill:currentColor}\
-text.a{fill:var(--a)}text.b{fill:var(--b)}\
-path{fill:none;stroke-width:1.8}path.a{stroke:var(--a)}path.b{stroke:var(--b)}\
+path{fill:none;stroke-width:1.8}.legend{margin:0;font-size:13px}\
+path.a{stroke:var(--a)}path.b{stroke:var(--b)}path.c{stroke:var(--c)}\
+path.d{stroke:var(--d)}path.e{stroke:var(--e)}path.f{stroke:var(--f)}\
+span.a{color:var(--a)}span.b{color:var(--b)}span.c{color:var(--c)}\
+span.d{color:var(--d)}span.e{color:var(--e)}span.f{color:var(--f)}\
 .grid{stroke:var(--g)}.kill{stroke:var(--k);stroke-dasharray:3 3}\
 footer{margin-top:2rem;font-size:13px;opacity:.7}";
 
@@ -24,30 +29,20 @@ footer{margin-top:2rem;font-size:13px;opacity:.7}";
 pub(crate) fn html(outcome: &Outcome) -> String {
     let totals = &outcome.totals;
     let buckets = Buckets::of(totals.took);
-    let draw = |lines: &[Line], unit: &str| svg(lines, unit, totals.took, &outcome.kills);
+    let draw =
+        |lines: &[Line], unit: &str| legend(lines, unit) + &svg(lines, totals.took, &outcome.kills);
     let latencies = |samples: &[_]| {
-        draw(
-            &[
-                Line {
-                    name: "p50",
-                    class: "a",
-                    values: buckets.percentile(samples, 50),
-                },
-                Line {
-                    name: "p99",
-                    class: "b",
-                    values: buckets.percentile(samples, 99),
-                },
-            ],
-            "ms",
-        )
+        let lines = [50, 99].map(|percent| Line {
+            name: format!("p{percent}"),
+            values: buckets.percentile(samples, percent),
+        });
+        draw(&lines, "ms")
     };
     let rate = Line {
-        name: "calls",
-        class: "a",
-        values: buckets.rate(&totals.ends),
+        name: "calls".into(),
+        values: buckets.rate(&totals.ends, totals.ends_each),
     };
-    let plots = [
+    let mut plots = vec![
         ("Throughput", draw(&[rate], "per second")),
         ("Latency of calls", latencies(&totals.calls)),
         (
@@ -55,6 +50,9 @@ pub(crate) fn html(outcome: &Outcome) -> String {
             latencies(&totals.elicits),
         ),
     ];
+    if let Some(soak) = &outcome.soak {
+        plots.extend(growth(soak));
+    }
     let mut page = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\"><title>fleet</title>\
@@ -75,6 +73,44 @@ pub(crate) fn html(outcome: &Outcome) -> String {
         outcome.summary.seed
     );
     page
+}
+
+/// What was looked at during a soak.
+fn growth(soak: &Soak) -> Vec<(&'static str, String)> {
+    let buckets = Buckets::of(soak.took);
+    let kinds = [
+        (Kind::Sessions, "Stored sessions", "sessions"),
+        (Kind::File, "Size of the file", "MiB"),
+        (Kind::Log, "Size of its write-ahead log", "MiB"),
+        (Kind::Memory, "Resident memory", "MiB"),
+        (Kind::Descriptors, "Open descriptors", "descriptors"),
+    ];
+    let plots = kinds.into_iter().map(|(kind, title, unit)| {
+        let series = soak.series.iter().filter(|series| series.kind == kind);
+        let lines = series.map(|series| {
+            let scaled = series.values.iter().map(|(at, value)| {
+                let value = match kind {
+                    Kind::File | Kind::Log | Kind::Memory => mebibytes(*value),
+                    _ => f64::from(u32::try_from(*value).unwrap_or(u32::MAX)),
+                };
+                (*at, value)
+            });
+            Line {
+                name: series.name.clone(),
+                values: buckets.largest(&scaled.collect::<Vec<_>>()),
+            }
+        });
+        let lines: Vec<Line> = lines.collect();
+        (
+            lines.is_empty(),
+            title,
+            legend(&lines, unit) + &svg(&lines, soak.took, &[]),
+        )
+    });
+    plots
+        .filter(|(empty, ..)| !empty)
+        .map(|(_, title, plot)| (title, plot))
+        .collect()
 }
 
 /// Complaints hold texts from the server.

@@ -10,6 +10,7 @@ pub(crate) use self::{html::html, table::table};
 use crate::{
     error::Failure,
     load::{Plan, Totals, percentile_ms},
+    run::Judged,
 };
 
 /// The result of a run; the fields of its JSON object.
@@ -39,6 +40,9 @@ pub(crate) struct Summary {
     pub(crate) call_p99_ms: f64,
     pub(crate) elicit_p50_ms: f64,
     pub(crate) elicit_p99_ms: f64,
+    /// Only of a soak.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) soak: Option<Vec<Judged>>,
     #[serde(skip)]
     pub(crate) seed: u64,
 }
@@ -73,6 +77,7 @@ impl Summary {
             call_p99_ms: rounded(percentile_ms(&totals.calls, 99)),
             elicit_p50_ms: rounded(percentile_ms(&totals.elicits, 50)),
             elicit_p99_ms: rounded(percentile_ms(&totals.elicits, 99)),
+            soak: None,
             seed: plan.seed,
         }
     }

@@ -16,9 +16,27 @@ const TICKS: u32 = 4;
 /// A named line; one value per bucket, `None` where there is nothing to show.
 #[derive(Debug)]
 pub(super) struct Line {
-    pub(super) name: &'static str,
-    pub(super) class: &'static str,
+    pub(super) name: String,
     pub(super) values: Vec<Option<f64>>,
+}
+
+/// The colours of lines, in order; the style sheet has one for each.
+pub(super) const CLASSES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+fn class(line: usize) -> &'static str {
+    CLASSES.get(line % CLASSES.len()).copied().unwrap_or("a")
+}
+
+/// The names of the lines, in their colours.
+pub(super) fn legend(lines: &[Line], unit: &str) -> String {
+    let names = lines
+        .iter()
+        .enumerate()
+        .map(|(index, line)| format!("<span class=\"{}\">{}</span>", class(index), line.name));
+    format!(
+        "<p class=\"legend\">{unit}: {}</p>",
+        names.collect::<Vec<_>>().join(" · ")
+    )
 }
 
 /// Splits a run into equal parts.
@@ -49,12 +67,24 @@ impl Buckets {
         parts
     }
 
-    /// Events a second.
-    pub(super) fn rate(self, times: &[Duration]) -> Vec<Option<f64>> {
+    /// Events a second, where each time stands for `each` of them.
+    pub(super) fn rate(self, times: &[Duration], each: u64) -> Vec<Option<f64>> {
+        let each = f64::from(u32::try_from(each).unwrap_or(u32::MAX));
         let seconds = self.took.as_secs_f64() / f64::from(BUCKETS);
         self.split(times, |at| *at)
             .iter()
-            .map(|part| Some(f64::from(u32::try_from(part.len()).unwrap_or(u32::MAX)) / seconds))
+            .map(|part| {
+                let times = f64::from(u32::try_from(part.len()).unwrap_or(u32::MAX));
+                Some(times * each / seconds)
+            })
+            .collect()
+    }
+
+    /// The largest of the values in each part.
+    pub(super) fn largest(self, values: &[(Duration, f64)]) -> Vec<Option<f64>> {
+        self.split(values, |(at, _)| *at)
+            .iter()
+            .map(|part| part.iter().map(|(_, value)| *value).reduce(f64::max))
             .collect()
     }
 
@@ -68,7 +98,7 @@ impl Buckets {
 }
 
 /// An SVG element with these lines over the time of the run. `marks` are seconds.
-pub(super) fn svg(lines: &[Line], unit: &str, took: Duration, marks: &[f64]) -> String {
+pub(super) fn svg(lines: &[Line], took: Duration, marks: &[f64]) -> String {
     let highest = lines
         .iter()
         .flat_map(|line| line.values.iter().flatten())
@@ -104,7 +134,7 @@ pub(super) fn svg(lines: &[Line], unit: &str, took: Duration, marks: &[f64]) -> 
             HEIGHT - BOTTOM
         );
     }
-    for (row, line) in (0_u32..).zip(lines) {
+    for (row, line) in lines.iter().enumerate() {
         let mut path = String::new();
         for (bucket, value) in (0_u32..).zip(&line.values) {
             if let Some(value) = value {
@@ -113,14 +143,7 @@ pub(super) fn svg(lines: &[Line], unit: &str, took: Duration, marks: &[f64]) -> 
                 let _ = write!(path, "{command}{:.1} {:.1}", x(share), y(*value));
             }
         }
-        let _ = write!(
-            svg,
-            "<path class=\"{0}\" d=\"{path}\"/><text class=\"{0}\" x=\"{1:.1}\" y=\"{2:.1}\" text-anchor=\"end\">{3} ({unit})</text>",
-            line.class,
-            WIDTH - RIGHT,
-            TOP - 6.0 + f64::from(row) * 14.0,
-            line.name,
-        );
+        let _ = write!(svg, "<path class=\"{}\" d=\"{path}\"/>", class(row));
     }
     svg.push_str("</svg>");
     svg
@@ -171,7 +194,7 @@ mod tests {
     fn rates_add_up_to_the_events() {
         let buckets = Buckets::of(Duration::from_secs(6));
         let times: Vec<_> = (0..600).map(|n| Duration::from_millis(n * 10)).collect();
-        let rates = buckets.rate(&times);
+        let rates = buckets.rate(&times, 1);
         let events: f64 = rates.iter().flatten().map(|rate| rate * 0.1).sum();
         assert!((events - 600.0).abs() < 1e-6, "{events}");
     }
@@ -180,11 +203,10 @@ mod tests {
     fn a_plot_without_samples_is_still_a_plot() {
         let values = Buckets::of(Duration::ZERO).percentile(&[], 50);
         let line = Line {
-            name: "p50",
-            class: "a",
+            name: "p50".into(),
             values,
         };
-        let svg = svg(&[line], "ms", Duration::ZERO, &[0.0]);
+        let svg = svg(&[line], Duration::ZERO, &[0.0]);
         assert!(svg.starts_with("<svg") && svg.ends_with("</svg>") && !svg.contains("NaN"));
     }
 }

@@ -82,16 +82,30 @@ pub(crate) fn table(outcome: &Outcome) -> String {
         let note = if value == 0 { "" } else { "  <-- must be 0" };
         line(name, value.to_string(), note.into());
     }
+    if let Some(soak) = &outcome.soak {
+        for (series, judged) in soak.series.iter().zip(&soak.judged) {
+            let show = |value| series.kind.show(value);
+            let _ = writeln!(
+                text,
+                "  {:<26}{:>12} in the middle,{:>12} at the end,{:>12} after it{}",
+                judged.name,
+                show(judged.middle),
+                show(judged.end),
+                show(judged.after),
+                if judged.flat { "" } else { "  <-- not flat" },
+            );
+        }
+    }
     for complaint in &totals.complaints {
         let _ = writeln!(text, "  {}", shortened(complaint));
     }
     if totals.silenced > 0 {
         let _ = writeln!(text, "  and {} more", totals.silenced);
     }
-    let verdict = if totals.counts.clean() {
-        "nothing lost, duplicated, wrong or hung"
-    } else {
-        "PROMISE BROKEN"
+    let verdict = match (outcome.is_clean(), &outcome.soak) {
+        (true, None) => "nothing lost, duplicated, wrong or hung",
+        (true, Some(_)) => "nothing lost, duplicated, wrong or hung, and nothing grew",
+        (false, _) => "PROMISE BROKEN",
     };
     let _ = writeln!(text, "{verdict}");
     text

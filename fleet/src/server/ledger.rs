@@ -9,8 +9,9 @@ use std::collections::{HashMap, VecDeque};
 use parking_lot::Mutex;
 use rmcp::model::LoggingLevel;
 
-/// Tags remembered per instance; the oldest go first.
-const MAX_TAGS: usize = 65_536;
+/// Tags remembered per instance; the oldest go first. Far more than calls run at
+/// a time, and soon reached: a soak must not take them for a leak.
+const MAX_TAGS: usize = 8_192;
 
 /// State of a tagged call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

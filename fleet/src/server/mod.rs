@@ -26,8 +26,8 @@ use rmcp::{
     service::RequestContext,
 };
 
-use self::{fixtures::Subscriptions, ledger::Ledger};
-use crate::error::Failure;
+use self::ledger::Ledger;
+use crate::{backend::FleetHandle, error::Failure};
 
 /// Key that seals the request state of stateless calls. All instances of a fleet
 /// need the same one: the next round may reach another instance.
@@ -41,6 +41,29 @@ impl StateKey {
         getrandom::fill(&mut key)
             .map_err(|error| Failure::new(format!("no random bytes from the system: {error}")))?;
         Ok(Self(key))
+    }
+
+    /// For the environment of another instance.
+    pub(crate) fn to_text(&self) -> String {
+        use std::fmt::Write as _;
+        self.0.iter().fold(String::new(), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+
+    /// What [`to_text`](Self::to_text) gave.
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
+        let mut key = [0; RequestStateCodec::MIN_KEY_LENGTH];
+        let pairs = text.as_bytes().chunks_exact(2);
+        if !text.is_ascii() || text.len() != 2 * key.len() {
+            return None;
+        }
+        for (byte, pair) in key.iter_mut().zip(pairs) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        Some(Self(key))
     }
 }
 
@@ -56,7 +79,6 @@ pub(crate) struct Instance {
     name: String,
     ledger: Ledger,
     state: RequestStateCodec,
-    subscriptions: Subscriptions,
 }
 
 impl Instance {
@@ -66,7 +88,6 @@ impl Instance {
             name: name.into(),
             ledger: Ledger::default(),
             state: RequestStateCodec::new_unchecked(key.0),
-            subscriptions: Subscriptions::default(),
         })
     }
 }
@@ -75,6 +96,8 @@ impl Instance {
 #[derive(Debug, Clone)]
 pub(crate) struct ExampleServer {
     instance: Arc<Instance>,
+    /// Reaches clients at every instance.
+    fleet: FleetHandle,
     /// Set by `logging/setLevel`; a restored session gets the request again.
     level: Arc<Mutex<LoggingLevel>>,
     tools: ToolRouter<Self>,
@@ -82,9 +105,10 @@ pub(crate) struct ExampleServer {
 
 impl ExampleServer {
     /// A handler for a new or restored session.
-    pub(crate) fn new(instance: Arc<Instance>) -> Self {
+    pub(crate) fn new(instance: Arc<Instance>, fleet: FleetHandle) -> Self {
         Self {
             instance,
+            fleet,
             level: Arc::new(Mutex::new(LoggingLevel::Info)),
             tools: Self::example_tools(),
         }
@@ -228,7 +252,27 @@ impl ServerHandler for ExampleServer {
     }
 
     async fn listen(&self, context: rmcp::service::SubscriptionContext) -> Result<(), ErrorData> {
-        self.instance.subscriptions.hold(context).await;
-        Ok(())
+        self.fleet.listen(context).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_survives_the_way_to_another_process() {
+        let key = StateKey::generate().unwrap();
+        let text = key.to_text();
+        assert_eq!(StateKey::from_text(&text).unwrap().0, key.0);
+        assert!(!format!("{key:?}").contains(&text));
+        for bad in [
+            "",
+            "00",
+            &text[1..],
+            &text.replace(char::is_alphanumeric, "g"),
+        ] {
+            assert!(StateKey::from_text(bad).is_none(), "{bad}");
+        }
     }
 }

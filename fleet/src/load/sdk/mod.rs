@@ -281,6 +281,9 @@ impl SdkSession {
                 instance: None,
                 text: error.to_string(),
             })?;
+            if world.leaves {
+                return Ok(());
+            }
             let Some(id) = wire.session() else {
                 return Err(Trouble::Refused {
                     instance: None,

@@ -1,5 +1,8 @@
 //! The main job: instances, proxy, clients, kills, report.
 
+mod kills;
+mod soak;
+
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     sync::Arc,
@@ -9,13 +12,18 @@ use std::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::soak::{Judged, Kind, Soak, mebibytes};
+use self::{
+    kills::{Kills, kill_each},
+    soak::Watch,
+};
 use crate::{
-    backend::Store,
+    backend::{Place, Store},
     cli::{FleetArgs, LoadArgs, RunArgs, UpArgs},
     error::Failure,
     load::{self, Outages, Plan, Tally, Totals},
     net,
-    node::Node,
+    node::{Fleet, Node},
     proxy,
     report::Summary,
     server::StateKey,
@@ -27,13 +35,6 @@ const SOCKETS_PER_SESSION: u64 = 7;
 /// Ends of a socket in one process: client, proxy twice, instance.
 const ENDS: u64 = 4;
 const MAX_CONCURRENCY: usize = 512;
-/// How often the progress of the load is looked at to time the kills.
-const WATCH: Duration = Duration::from_millis(10);
-/// How long a killed instance stays away, in milliseconds.
-const AWAY_MS: std::ops::Range<u64> = 200..800;
-/// Kills fall into this part of the load, in percent of its calls.
-const KILL_FROM: u64 = 10;
-const KILL_TO: u64 = 75;
 
 /// Everything a finished run shows.
 #[derive(Debug)]
@@ -42,10 +43,19 @@ pub(crate) struct Outcome {
     pub(crate) totals: Totals,
     /// Kills, in seconds after the start.
     pub(crate) kills: Vec<f64>,
+    pub(crate) soak: Option<Soak>,
+}
+
+impl Outcome {
+    /// Whether every promise was kept.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.totals.counts.clean() && self.soak.as_ref().is_none_or(Soak::is_flat)
+    }
 }
 
 /// Instances behind their proxy.
 struct Standing {
+    fleet: Arc<Fleet>,
     nodes: Vec<Node>,
     addr: SocketAddr,
     proxy: JoinHandle<Result<(), Failure>>,
@@ -54,16 +64,26 @@ struct Standing {
 
 async fn stand(
     args: &FleetArgs,
+    ttl: Option<Duration>,
     listener: TcpListener,
     rng: &mut fastrand::Rng,
 ) -> Result<Standing, Failure> {
-    let store = Store::open(args.backend.backend, args.backend.url.as_deref())?;
-    let key = StateKey::generate()?;
+    let backend = args.backend.backend;
+    let place = Place::prepare(backend, args.backend.url.as_deref())?;
+    let store = if backend.is_shared() {
+        None
+    } else {
+        Some(Store::open(backend, place.url(), ttl).await?)
+    };
+    let fleet = Arc::new(Fleet {
+        place,
+        store,
+        key: StateKey::generate()?,
+        ttl,
+    });
     let mut nodes = Vec::new();
     for n in 1..=args.instances {
-        let listener = net::listen_for_instance(rng)?;
-        let name = format!("instance-{n}");
-        nodes.push(Node::start(name, listener, store.clone(), key.clone()).await?);
+        nodes.push(Node::start(format!("instance-{n}"), Arc::clone(&fleet), rng).await?);
     }
     let addr = listener
         .local_addr()
@@ -72,6 +92,7 @@ async fn stand(
     let upstreams = nodes.iter().map(Node::addr).collect();
     let proxy = tokio::spawn(proxy::serve(listener, args.policy, upstreams, stop.clone()));
     Ok(Standing {
+        fleet,
         nodes,
         addr,
         proxy,
@@ -83,59 +104,98 @@ async fn stand(
 pub(crate) async fn up(args: &UpArgs, end: CancellationToken) -> Result<(), Failure> {
     net::raise_descriptor_limit();
     let listener = net::listen(args.listen)?;
-    let standing = stand(&args.fleet, listener, &mut fastrand::Rng::new()).await?;
+    let standing = stand(&args.fleet, None, listener, &mut fastrand::Rng::new()).await?;
     println!("listening on http://{}/mcp", standing.addr);
     end.cancelled().await;
-    for node in standing.nodes {
-        node.stop().await?;
-    }
+    let complaints = stop_all(standing.nodes).await;
     standing.stop.cancel();
     standing
         .proxy
         .await
-        .map_err(Failure::context("the proxy ended early"))?
+        .map_err(Failure::context("the proxy ended early"))??;
+    match complaints.into_iter().next() {
+        Some(complaint) => Err(complaint),
+        None => Ok(()),
+    }
 }
 
-/// The whole thing.
-pub(crate) async fn run(args: &RunArgs) -> Result<Outcome, Failure> {
+/// Drains all instances at once; what went wrong with them.
+async fn stop_all(nodes: Vec<Node>) -> Vec<Failure> {
+    let stopped = futures::future::join_all(nodes.into_iter().map(Node::stop)).await;
+    stopped.into_iter().filter_map(Result::err).collect()
+}
+
+/// The whole thing, unless it is asked to stop: then nothing is left behind.
+pub(crate) async fn run(args: &RunArgs, stop: CancellationToken) -> Result<Outcome, Failure> {
+    tokio::select! {
+        outcome = run_to_the_end(args) => outcome,
+        () = stop.cancelled() => Err(Failure::new("interrupted")),
+    }
+}
+
+async fn run_to_the_end(args: &RunArgs) -> Result<Outcome, Failure> {
     let limit = net::raise_descriptor_limit();
     let seed = args.size.seed();
     let mut rng = fastrand::Rng::with_seed(seed);
     let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into())?;
+    let ttl = args.session_ttl.or(args.soak.map(|_| soak::TTL));
     let Standing {
+        fleet,
         nodes,
         addr,
         proxy,
         stop,
-    } = stand(&args.fleet, listener, &mut rng).await?;
+    } = stand(&args.fleet, ttl, listener, &mut rng).await?;
 
-    let plan = plan(
+    let mut plan = plan(
         &args.size,
         format!("http://{addr}/mcp"),
         args.kill,
         seed,
         limit,
     );
+    plan.lasting = args.soak.map(|time| soak::lasting(time, ttl));
+    let bar = load::progress_bar(&plan);
+    let over = CancellationToken::new();
+    let watching = match args.soak {
+        Some(time) => {
+            plan.concurrency = plan.concurrency.min(plan.sessions);
+            let watch = Watch::new(&nodes, Arc::clone(&fleet), time)?;
+            Some(tokio::spawn(watch.run(bar.clone(), over.clone())))
+        }
+        None => None,
+    };
     let tally = Arc::new(Tally::new());
     let outages = Arc::new(Outages::recorded());
-    let over = CancellationToken::new();
-    let killer = tokio::spawn(kill_each(
-        nodes,
-        args.kill,
-        plan.total_calls(),
+    let kills = Kills {
+        calls: args.kill.then(|| plan.total_calls()),
         rng,
-        Arc::clone(&tally),
-        Arc::clone(&outages),
-        over.clone(),
-    ));
+        tally: Arc::clone(&tally),
+        outages: Arc::clone(&outages),
+        over: over.clone(),
+    };
+    let killer = tokio::spawn(kill_each(nodes, kills));
     let start = tally.start();
-    let totals = load::run(&plan, tally, Arc::clone(&outages)).await?;
+    let loading = load::run(&plan, tally, Arc::clone(&outages), &bar);
+    let mut totals = loading.await?;
     over.cancel();
     let nodes = killer
         .await
         .map_err(Failure::context("the kills ended early"))??;
-    for node in nodes {
-        node.stop().await?;
+    let mut complaints = Vec::new();
+    let mut soak = None;
+    if let Some(watching) = watching {
+        match watching.await {
+            Ok(Ok(seen)) => soak = Some(seen),
+            // The instances may know more of the reason.
+            Ok(Err(failure)) => complaints.push(failure),
+            Err(error) => complaints.push(Failure::context("the watch ended early")(error)),
+        }
+    }
+    complaints.extend(stop_all(nodes).await);
+    for complaint in complaints {
+        totals.counts.errors += 1;
+        totals.complaints.push(format!("error: {complaint}"));
     }
     stop.cancel();
     proxy
@@ -147,10 +207,12 @@ pub(crate) async fn run(args: &RunArgs) -> Result<Outcome, Failure> {
     summary.instances = Some(args.fleet.instances);
     summary.policy = Some(args.fleet.policy.as_str());
     summary.kills = kills.len();
+    summary.soak = soak.as_ref().map(|soak| soak.judged.clone());
     Ok(Outcome {
         summary,
         totals,
         kills,
+        soak,
     })
 }
 
@@ -170,11 +232,14 @@ pub(crate) async fn load(args: &LoadArgs) -> Result<Outcome, Failure> {
     } else {
         Outages::recorded()
     };
-    let totals = load::run(&plan, Arc::new(Tally::new()), Arc::new(outages)).await?;
+    let bar = load::progress_bar(&plan);
+    let loading = load::run(&plan, Arc::new(Tally::new()), Arc::new(outages), &bar);
+    let totals = loading.await?;
     Ok(Outcome {
         summary: Summary::new(&plan, &totals),
         totals,
         kills: Vec::new(),
+        soak: None,
     })
 }
 
@@ -194,46 +259,6 @@ fn plan(
         calls: usize::try_from(size.calls).unwrap_or(usize::MAX),
         patience: size.patience(kills),
         seed,
+        lasting: None,
     }
-}
-
-/// Kills every instance once, one at a time, spread over the progress of the load,
-/// as far as the load is long enough; gives the instances back when it is over.
-async fn kill_each(
-    mut nodes: Vec<Node>,
-    armed: bool,
-    calls: u64,
-    mut rng: fastrand::Rng,
-    tally: Arc<Tally>,
-    outages: Arc<Outages>,
-    over: CancellationToken,
-) -> Result<Vec<Node>, Failure> {
-    if armed {
-        let mut order: Vec<usize> = (0..nodes.len()).collect();
-        rng.shuffle(&mut order);
-        let kills = u64::try_from(order.len()).unwrap_or(1);
-        let span = calls * (KILL_TO - KILL_FROM) / 100 / kills;
-        let mut slot = calls * KILL_FROM / 100;
-        for index in order {
-            let due = slot + rng.u64(0..=span);
-            slot += span;
-            while tally.calls_ended() < due && !over.is_cancelled() {
-                tokio::time::sleep(WATCH).await;
-            }
-            if over.is_cancelled() {
-                break;
-            }
-            let Some(node) = nodes.get_mut(index) else {
-                continue;
-            };
-            let label = node.addr().to_string();
-            outages.begin(&label);
-            node.kill().await;
-            tokio::time::sleep(Duration::from_millis(rng.u64(AWAY_MS))).await;
-            node.restart().await?;
-            outages.end(&label);
-        }
-    }
-    over.cancelled().await;
-    Ok(nodes)
 }
