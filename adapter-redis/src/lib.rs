@@ -8,6 +8,7 @@ mod error;
 mod keys;
 mod options;
 mod principal;
+mod request;
 mod router;
 mod script;
 mod server;
