@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 pub mod faults;
+#[cfg(feature = "process")]
+pub mod process;
 #[cfg(unix)]
 pub mod server;
 

@@ -12,6 +12,7 @@ use crate::{
 /// What an adapter can do beyond the contract; the conformance suite selects
 /// its cases by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Capabilities {
     /// Instances may be processes of their own.

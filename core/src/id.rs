@@ -82,6 +82,7 @@ impl fmt::Debug for SessionId {
 
 /// SHA-256 of a [`SessionId`]: a copy of the database gives nobody a session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SessionKey(pub [u8; 32]);
 
 impl fmt::Debug for SessionKey {
@@ -118,6 +119,7 @@ impl fmt::Debug for Principal {
 
 /// A hash of the principal: what backends compare and count bytes by.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PrincipalKey(pub [u8; 32]);
 
 impl PrincipalKey {
@@ -143,6 +145,7 @@ impl fmt::Debug for PrincipalKey {
 /// One adapter handle, normally one server process: 128 random bits, new at
 /// every start.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct InstanceId(pub u128);
 
 impl InstanceId {
@@ -168,6 +171,7 @@ impl fmt::Debug for InstanceId {
 /// The token of one waiter for a client request: tells a repeated `create`
 /// from a second one (clause C7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct WaiterToken(pub u128);
 
 impl WaiterToken {
@@ -302,6 +306,22 @@ impl FromStr for StreamId {
     }
 }
 
+#[cfg(feature = "serde")]
+impl Serialize for StreamId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// Names are checked on this way in, too.
+#[cfg(feature = "serde")]
+impl<'de> Deserialize<'de> for StreamId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        name.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl fmt::Debug for StreamId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "stream:{}", self.0)
@@ -312,6 +332,7 @@ impl fmt::Debug for StreamId {
 /// contiguous from 1; a new epoch begins where the writer changed or where the
 /// backend may have lost something (clause E1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Position {
     /// The epoch, from 1.
     pub epoch: u32,
@@ -489,6 +510,21 @@ mod tests {
         ] {
             let error = bad.parse::<EventId>().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::StreamGone, "{bad:?}");
+        }
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn stream_ids_are_checked_when_they_are_deserialised() {
+        for name in [
+            StreamId::standalone(),
+            StreamId::for_request(&RpcId::Number(7)),
+        ] {
+            let text = serde_json::to_string(&name).unwrap();
+            assert_eq!(serde_json::from_str::<StreamId>(&text).unwrap(), name);
+        }
+        for bad in ["\"\"", "\"a b\"", "1"] {
+            assert!(serde_json::from_str::<StreamId>(bad).is_err(), "{bad}");
         }
     }
 

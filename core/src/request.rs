@@ -20,6 +20,7 @@ use crate::{
 
 /// How a client request ended; exactly one per request (clause C2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum OutcomeKind {
     /// The client answered with a result.
     Answered,

@@ -371,6 +371,7 @@ pub trait StreamWriter: fmt::Debug + Send + Sync {
 
 /// What [`SessionAdapter::cancel`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Cancelled {
     /// The running call was marked; its writer sees it within `catch_up`.
@@ -384,6 +385,7 @@ pub enum Cancelled {
 
 /// A count for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Count {
     /// As of now.
     Exact(u64),
@@ -408,6 +410,7 @@ impl Count {
 
 /// What is stored (clause S6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Stats {
     /// Live sessions.

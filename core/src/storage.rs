@@ -134,10 +134,12 @@ impl Profile {
 /// Names the history of the server's data: another value after a reconnect
 /// means that acknowledged writes may be missing (clause E1).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Generation(pub Arc<str>);
 
 /// One step of sweeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Swept {
     /// Expired things that were removed, and streams and requests of the dead
     /// that were ended. A session with all that is in it is one thing, a stream

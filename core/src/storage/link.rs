@@ -8,6 +8,7 @@ use crate::id::{InstanceId, RpcId, SessionKey, StreamId};
 
 /// Proof that an instance is dead: its heartbeat counter stood still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Dead {
     /// The instance.
     pub instance: InstanceId,
@@ -18,6 +19,7 @@ pub struct Dead {
 
 /// An instance's heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Beat {
     /// The instance.
     pub instance: InstanceId,
@@ -27,6 +29,7 @@ pub struct Beat {
 
 /// What an instance should look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Target {
     /// A stream: events, end, holder or cancel mark.
     Stream(StreamId),
@@ -38,6 +41,7 @@ pub enum Target {
 
 /// What comes through the doorbell.
 #[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Knock {
     /// Something was written.
     Wake(SessionKey, Target),
@@ -70,6 +74,7 @@ impl fmt::Debug for Knock {
 
 /// The channel of a signal, as backends see it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum SignalChannel {
     /// A session.
     Session(SessionKey),
@@ -79,6 +84,7 @@ pub enum SignalChannel {
 
 /// Who is knocked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Door {
     /// One instance.
     Of(InstanceId),

@@ -12,6 +12,7 @@ use crate::{
 
 /// A client request to be stored.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PutRequest {
     /// The session.
     pub session: SessionKey,
@@ -34,6 +35,7 @@ pub struct PutRequest {
 
 /// The answer to one [`PutRequest`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Put {
     /// Stored, now or by an earlier try, replaced since or not.
     Done,
@@ -50,6 +52,7 @@ pub enum Put {
 /// The end of a client request: sets the outcome if it is pending and before
 /// its deadline, and wakes its owner in the same step.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Settle {
     /// The session.
     pub session: SessionKey,
@@ -71,6 +74,7 @@ pub struct Settle {
 
 /// The answer to one [`Settle`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Settled {
     /// This one won, now or by an earlier try.
     Won,
@@ -86,6 +90,7 @@ pub enum Settled {
 
 /// The state of a client request.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum RequestState {
     /// It waits.
     Pending {
@@ -105,6 +110,7 @@ pub enum RequestState {
 
 /// A client request to be read.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RequestKey {
     /// The session.
     pub session: SessionKey,

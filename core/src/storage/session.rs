@@ -8,6 +8,7 @@ use crate::id::{InstanceId, PrincipalKey, RpcId, SessionKey, StreamId, WaiterTok
 
 /// A session to be created.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct NewSession {
     /// Its key.
     pub session: SessionKey,
@@ -30,6 +31,7 @@ pub struct NewSession {
 /// [`Entered::Session`]. This is looked at before both bounds, and `max_open`
 /// before `max_principal_bytes`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct OpenStream {
     /// Its name, unique in the session.
     pub stream: StreamId,
@@ -46,6 +48,7 @@ pub struct OpenStream {
 
 /// The answer of [`Storage::enter`](super::Storage::enter).
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Entered {
     /// The session; the stream, if any was asked for, is open.
     Session {
@@ -64,6 +67,7 @@ pub enum Entered {
 
 /// The answer of a compare-and-set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Updated {
     /// Done; the new revision.
     Done(u64),

@@ -9,6 +9,7 @@ use crate::id::{InstanceId, Position, SessionKey, StreamId};
 
 /// Where an append goes and how a repeat is recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Place {
     /// A call's stream: the owner chooses the position. A position at or
     /// before the top of its epoch is a repeat; one of an earlier epoch is a
@@ -51,6 +52,7 @@ pub enum Place {
 
 /// One event of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct NewEvent {
     /// For the first event of an epoch: the last position of the epoch before,
     /// as its writer knew it. For shared places the backend knows it.
@@ -61,6 +63,7 @@ pub struct NewEvent {
 
 /// One append of a batch.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Append {
     /// The session.
     pub session: SessionKey,
@@ -93,6 +96,7 @@ pub struct Append {
 
 /// What is stored for a session and for its principal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Usage {
     /// Bytes of events of the session. Required: by it the engine
     /// [shrinks](super::Storage::shrink) a session that is over its bytes (E4).
@@ -106,6 +110,7 @@ pub struct Usage {
 
 /// The answer to one append. A repeat is recognised first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Appended {
     /// Stored now, or by an earlier try.
     Stored {
@@ -129,6 +134,7 @@ pub enum Appended {
 
 /// What to read of one stream.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Cursor {
     /// The session.
     pub session: SessionKey,
@@ -161,6 +167,7 @@ impl Cursor {
 
 /// A stored event.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct StoredEvent {
     /// Where it stands.
     pub position: Position,
@@ -172,6 +179,7 @@ pub struct StoredEvent {
 
 /// How a stream ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum StreamEnd {
     /// Its writer finished it.
     Finished,
@@ -182,6 +190,7 @@ pub enum StreamEnd {
 
 /// Who follows a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Holder {
     /// The instance.
     pub instance: InstanceId,
@@ -191,6 +200,7 @@ pub struct Holder {
 
 /// The state of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct StreamState {
     /// The highest position ever stored; its epoch may be ahead of its last
     /// event's.
@@ -209,6 +219,7 @@ pub struct StreamState {
 
 /// The answer to one [`Cursor`].
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Read {
     /// The stream is there.
     Page {
@@ -225,6 +236,7 @@ pub enum Read {
 
 /// A change of a stream's holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Hold {
     /// Becomes the holder, whoever it was; of its own hold this goes on with
     /// the same cursor under a higher number.
@@ -248,6 +260,7 @@ pub enum Hold {
 
 /// The answer of [`Storage::hold`](super::Storage::hold).
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Held {
     /// The caller holds the stream (for a release: no longer).
     Done {
@@ -278,6 +291,7 @@ pub enum Held {
 /// written or not. [`StreamState::top`] becomes `(epoch, 0)`. The same goes for
 /// streams that [`sweep`](super::Storage::sweep) ends.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Claim {
     /// The session.
     pub session: SessionKey,
