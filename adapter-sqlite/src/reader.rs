@@ -118,24 +118,17 @@ impl Reader {
 }
 
 impl Side for Reader {
-    fn open(&mut self, again: bool) -> Done<()> {
-        if let Some((_, seal)) = &self.open {
-            if seal.check().is_ok() {
-                if again {
-                    self.shared.found(again);
-                }
-                return Ok(());
-            }
-            let error = SqliteError::Replaced;
-            self.abort(&error);
-            if !again {
-                return Err(error);
-            }
-        }
-        let create = self.shared.may_open(again)?;
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn seal(&self) -> Option<&Seal> {
+        self.open.as_ref().map(|(_, seal)| seal)
+    }
+
+    fn connect(&mut self, create: bool) -> Done<()> {
         let Opened { conn, seal, .. } = open::open(&self.options, Use::Read, create)?;
         self.open = Some((Rc::new(conn), seal));
-        self.shared.found(again);
         Ok(())
     }
 

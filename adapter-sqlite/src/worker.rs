@@ -14,7 +14,10 @@ use std::{
 use mcp_adapter_core::{Applied, Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
-use crate::error::{Done, SqliteError};
+use crate::{
+    error::{Done, SqliteError},
+    file::Seal,
+};
 
 /// Steps that may wait for a thread.
 const QUEUE: usize = 1024;
@@ -35,8 +38,32 @@ pub(crate) struct Shared {
 
 /// A connection with what its thread remembers of the file.
 pub(crate) trait Side: 'static {
+    /// What the connections of the handle know.
+    fn shared(&self) -> &Arc<Shared>;
+    /// The file as it was when it was opened, if it is open.
+    fn seal(&self) -> Option<&Seal>;
+    /// Opens the file, and makes it if `create`.
+    fn connect(&mut self, create: bool) -> Done<()>;
     /// Opens the file if it is not open. `again`: although it was lost.
-    fn open(&mut self, again: bool) -> Done<()>;
+    fn open(&mut self, again: bool) -> Done<()> {
+        if let Some(seal) = self.seal() {
+            if seal.check().is_ok() {
+                if again {
+                    self.shared().found(again);
+                }
+                return Ok(());
+            }
+            let error = SqliteError::Replaced;
+            self.abort(&error);
+            if !again {
+                return Err(error);
+            }
+        }
+        let create = self.shared().may_open(again)?;
+        self.connect(create)?;
+        self.shared().found(again);
+        Ok(())
+    }
     /// Begins a transaction, until the deadline.
     fn begin(&mut self, until: Instant) -> Done<()>;
     /// Ends it.

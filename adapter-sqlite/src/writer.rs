@@ -214,21 +214,15 @@ impl Writer {
 }
 
 impl Side for Writer {
-    fn open(&mut self, again: bool) -> Done<()> {
-        if let Some(open) = &self.open {
-            if open.seal.check().is_ok() {
-                if again {
-                    self.shared.found(again);
-                }
-                return Ok(());
-            }
-            let error = SqliteError::Replaced;
-            self.abort(&error);
-            if !again {
-                return Err(error);
-            }
-        }
-        let create = self.shared.may_open(again)?;
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn seal(&self) -> Option<&Seal> {
+        self.open.as_ref().map(|open| &open.seal)
+    }
+
+    fn connect(&mut self, create: bool) -> Done<()> {
         let Opened {
             conn,
             seal,
@@ -239,7 +233,6 @@ impl Side for Writer {
             seal,
             history,
         });
-        self.shared.found(again);
         Ok(())
     }
 

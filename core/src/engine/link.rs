@@ -12,7 +12,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::{
     Link, Shared,
-    interest::{Follow, Owned, Snapshot, Wait},
+    follow::Follow,
+    interest::{Owned, Snapshot, Wait},
     retry::{Backoff, within},
 };
 use crate::{

@@ -2,6 +2,7 @@
 
 mod append;
 mod contract;
+mod follow;
 mod interest;
 mod lane;
 mod link;

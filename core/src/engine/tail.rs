@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     Shared,
-    interest::{Ear, Follow, Passed, Step},
+    follow::{Ear, Follow, Passed, Step},
     retry::Backoff,
 };
 use crate::{

@@ -9,8 +9,10 @@ use parking_lot::MutexGuard;
 use tokio::time::Instant;
 
 use super::{
-    Shared, inline,
-    interest::{Follow, Owned, OwnedState, Passed, Wakes},
+    Shared,
+    follow::{Follow, Passed, Wakes},
+    inline,
+    interest::{Owned, OwnedState},
     retry::within,
     tail,
 };
