@@ -1,9 +1,6 @@
 //! A failover to a replica that lags behind.
 
-use std::time::Duration;
-
 use mcp_adapter_conformance::{faults::Signal, server::RedisSentinel};
-use tokio::time::sleep;
 
 use crate::load::{Expect, Load, eventually, limits, two, works};
 
@@ -15,8 +12,8 @@ async fn a_failover_to_a_lagging_replica_shows_as_a_gap() {
     let (a, b) = two(&set.url(), &limits().build().unwrap()).await;
     let load = Load::start(&a, &b, 8).await;
     load.goes_on(100).await;
-    // All have got there; what follows has not.
-    sleep(Duration::from_millis(300)).await;
+    // All sessions have got there; what follows has not.
+    set.wait_until_replicated().unwrap();
     assert_eq!(
         set.master().unwrap(),
         set.servers[0].addr(),

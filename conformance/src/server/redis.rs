@@ -257,6 +257,32 @@ impl RedisCluster {
     }
 }
 
+/// Waits until a replica has acknowledged all that its master has by now. One whose
+/// link is up may still get nothing: the master begins with its first report.
+fn caught_up(master: &Redis) -> Result<(), ServerError> {
+    let info = || master.command(&["INFO", "replication"]);
+    let offset_of = |info: &str| field(info, "master_repl_offset:")?.parse::<u64>().ok();
+    let wanted = offset_of(&info()?).ok_or_else(|| ServerError::new("no replication offset"))?;
+    until("the replica has all", || {
+        info().is_ok_and(|info| {
+            let replica = field(&info, "slave0:").filter(|slave| slave.contains("state=online"));
+            let offset = replica.and_then(|slave| {
+                slave
+                    .split(',')
+                    .find_map(|part| part.strip_prefix("offset="))
+            });
+            offset.is_some_and(|offset| offset.parse().is_ok_and(|at: u64| at >= wanted))
+        })
+    })
+}
+
+/// The rest of the line that begins with `name`.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines()
+        .find_map(|line| line.strip_prefix(name))
+        .map(str::trim)
+}
+
 /// A master with a replica, watched by Sentinels, on this machine.
 #[derive(Debug)]
 pub struct RedisSentinel {
@@ -283,6 +309,7 @@ impl RedisSentinel {
             let info = replica.command(&["INFO", "replication"]);
             info.is_ok_and(|info| info.contains("master_link_status:up"))
         })?;
+        caught_up(&master)?;
         let sentinel = Redis::start(&["--sentinel"])?;
         sentinel.command(&["SENTINEL", "MONITOR", Self::MASTER, "127.0.0.1", &port, "1"])?;
         for (name, value) in [
@@ -324,6 +351,14 @@ impl RedisSentinel {
                 info.is_ok_and(|info| info.contains("master_link_status:up"))
             })
         })
+    }
+
+    /// Waits until the first master's replica has all that the master has by now.
+    ///
+    /// # Errors
+    /// Where that takes too long.
+    pub fn wait_until_replicated(&self) -> Result<(), ServerError> {
+        caught_up(&self.servers[0])
     }
 
     /// Where the master is, as the first Sentinel says.
