@@ -22,7 +22,7 @@ use crate::{
     cache::Cache,
     doorbell,
     error::odd,
-    keys::{Partition, instance_of, place, position_of, request_name},
+    keys::{PARTITIONS, Partition, instance_of, place, position_of, request_name},
     principal::Shares,
     router::Router,
     script::Script,
@@ -237,7 +237,20 @@ fn page(cursor: &Cursor, answer: Value) -> Option<Read> {
 #[async_trait]
 impl Storage for RedisStorage {
     fn profile(&self) -> Profile {
-        Profile::remote("redis", Capabilities::server(Duration::from_millis(1)), 2)
+        let capabilities = Capabilities::server(Duration::from_millis(1));
+        if self.router.names.cluster {
+            // A partition is on one master, whatever slots have moved.
+            Profile::remote("redis", capabilities, 1).with_shards(PARTITIONS.into())
+        } else {
+            Profile::remote("redis", capabilities, 2)
+        }
+    }
+
+    fn shard_of(&self, session: &SessionKey) -> usize {
+        match Partition::of(session) {
+            Partition::Number(number) if self.router.names.cluster => number.into(),
+            _ => 0,
+        }
     }
 
     async fn attach(&self, _: InstanceId) -> Result<Generation> {

@@ -99,8 +99,12 @@ pub struct Profile {
     pub batch_events: usize,
     /// Bytes of events in one batch, at most; one larger event goes alone.
     pub batch_bytes: usize,
-    /// Batches in flight at once, each of streams of its own.
+    /// Batches of appends in flight at once in each shard, each of streams of its
+    /// own.
     pub lanes: usize,
+    /// Parts of the store that can be away one by one, see
+    /// [`shard_of`](Storage::shard_of).
+    pub shards: usize,
 }
 
 impl Profile {
@@ -114,6 +118,7 @@ impl Profile {
             batch_events: 1,
             batch_bytes: usize::MAX,
             lanes: 1,
+            shards: 1,
         }
     }
 
@@ -127,7 +132,14 @@ impl Profile {
             batch_events: 512,
             batch_bytes: 256 << 10,
             lanes,
+            shards: 1,
         }
+    }
+
+    /// The same, of so many parts that can be away one by one.
+    #[must_use]
+    pub const fn with_shards(self, shards: usize) -> Self {
+        Self { shards, ..self }
     }
 }
 
@@ -161,6 +173,14 @@ pub struct Swept {
 pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// How to drive this backend.
     fn profile(&self) -> Profile;
+
+    /// The part of the store that has this session, below
+    /// [`shards`](Profile::shards) and always the same. What the engine sends in
+    /// batches has queues for each shard, so that one that is away holds up its
+    /// own sessions alone. Provided, for a store that is there or away as a whole.
+    fn shard_of(&self, _session: &SessionKey) -> usize {
+        0
+    }
 
     /// Connects, if need be, and reads the server's generation. Called at the
     /// start and whenever the link is in doubt (E1).

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use mcp_adapter_conformance::{faults::Signal, server::RedisCluster};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use crate::load::{Expect, Load, limits, two, works};
+use crate::load::{Expect, Load, eventually, limits, two, works};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_that_move_lose_nothing() {
@@ -41,22 +41,48 @@ fn used_slots(cluster: &RedisCluster, node: usize) -> Vec<u16> {
         .collect()
 }
 
+/// What is on the other masters goes on meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_stands_still_ends_no_call() {
     let mut cluster = RedisCluster::start(3).unwrap();
+    for node in cluster.nodes() {
+        let set = ["CONFIG", "SET", "cluster-require-full-coverage", "no"];
+        node.command(&set).unwrap();
+    }
     let (a, b) = two(&cluster.url(), &limits().build().unwrap()).await;
     let load = Load::start(&a, &b, 12).await;
     load.goes_on(100).await;
-    cluster.nodes_mut()[1]
-        .program()
-        .signal(Signal::Stop)
-        .unwrap();
-    sleep(Duration::from_secs(4)).await;
-    cluster.nodes_mut()[1]
-        .program()
-        .signal(Signal::Continue)
-        .unwrap();
+    let stopped = cluster.nodes_mut()[1].program();
+    stopped.signal(Signal::Stop).unwrap();
+    let since = Instant::now();
+    // What was under way to all of them comes through first.
+    load.goes_on(100).await;
+    let calls = load.calls_that_go_on(20).await;
+    assert!(calls >= 4, "{calls} of 12 calls go on");
+    sleep(Duration::from_secs(4).saturating_sub(since.elapsed())).await;
+    let stopped = cluster.nodes_mut()[1].program();
+    stopped.signal(Signal::Continue).unwrap();
     cluster.wait_until_agreed().unwrap();
     load.goes_on(100).await;
     load.check(Expect::Everything).await;
+}
+
+/// The Cluster itself makes a replica the master of its slots.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_dies_is_followed_by_its_replica() {
+    let mut cluster = RedisCluster::start(3).unwrap();
+    cluster.add_replica(0).unwrap();
+    let (a, b) = two(&cluster.url(), &limits().build().unwrap()).await;
+    let load = Load::start(&a, &b, 12).await;
+    load.goes_on(200).await;
+    cluster.wait_until_replicated(0).unwrap();
+    cluster.nodes_mut()[0].program().end(true).unwrap();
+    eventually("the replica is a master", async || {
+        let role = cluster.nodes()[3].command(&["ROLE"]).ok()?;
+        role.contains("master").then_some(())
+    })
+    .await;
+    load.every_call_goes_on(20).await;
+    load.check(Expect::Gaps).await;
+    works(&a, &b).await;
 }

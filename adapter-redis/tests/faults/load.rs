@@ -196,6 +196,37 @@ impl Load {
         }
     }
 
+    fn progress_of_calls(&self) -> Vec<usize> {
+        let calls = self.calls.iter();
+        calls.map(|call| call.lock().acknowledged.len()).collect()
+    }
+
+    /// Waits until some call has so many more events that are acknowledged, and
+    /// counts the calls that have one more at least.
+    pub(crate) async fn calls_that_go_on(&self, events: usize) -> usize {
+        let from = self.progress_of_calls();
+        eventually("a call goes on", async || {
+            let more = || self.progress_of_calls().into_iter().zip(&from);
+            let enough = more().any(|(now, from)| now >= from + events);
+            enough.then(|| more().filter(|(now, from)| now > *from).count())
+        })
+        .await
+    }
+
+    /// Waits until each call has so many more events that are acknowledged.
+    pub(crate) async fn every_call_goes_on(&self, events: usize) {
+        let from = self.progress_of_calls();
+        eventually("every call goes on", async || {
+            let now = self.progress_of_calls();
+            let all = now
+                .iter()
+                .zip(&from)
+                .all(|(now, from)| *now >= from + events);
+            all.then_some(())
+        })
+        .await;
+    }
+
     /// Ends the load and checks what it has seen.
     pub(crate) async fn check(mut self, expect: Expect) {
         self.stop.store(true, Ordering::Relaxed);

@@ -152,6 +152,22 @@ fn until(what: &str, mut probe: impl FnMut() -> bool) -> Result<(), ServerError>
     Ok(())
 }
 
+const CLUSTER_NODE: [&str; 6] = [
+    "--cluster-enabled",
+    "yes",
+    "--cluster-node-timeout",
+    "2000",
+    "--repl-diskless-sync-delay",
+    "0",
+];
+
+/// The name of a node in its Cluster.
+fn node_id(node: &Redis) -> Result<String, ServerError> {
+    let answer = node.command(&["CLUSTER", "MYID"])?;
+    let id = answer.lines().nth(1).map(str::to_owned);
+    id.ok_or_else(|| ServerError::new("a node does not tell its id"))
+}
+
 /// A Redis Cluster of masters on this machine, each with a share of the slots.
 #[derive(Debug)]
 pub struct RedisCluster(Vec<Redis>);
@@ -165,8 +181,7 @@ impl RedisCluster {
         const SLOTS: u16 = 16_384;
         let mut nodes = Vec::new();
         for _ in 0..masters {
-            let args = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
-            nodes.push(Redis::start(&args)?);
+            nodes.push(Redis::start(&CLUSTER_NODE)?);
         }
         for (number, node) in (0_u16..).zip(&nodes) {
             let first = u32::from(SLOTS) * u32::from(number) / u32::from(masters);
@@ -184,6 +199,30 @@ impl RedisCluster {
         Ok(cluster)
     }
 
+    /// Starts a replica of one of the masters, as the last of the nodes, and waits
+    /// until it has all and can take over.
+    ///
+    /// # Errors
+    /// Where it does not start, or the nodes do not agree.
+    pub fn add_replica(&mut self, of: usize) -> Result<(), ServerError> {
+        let replica = Redis::start(&CLUSTER_NODE)?;
+        let master = &self.0[of];
+        let port = master.addr().port().to_string();
+        replica.command(&["CLUSTER", "MEET", "127.0.0.1", &port])?;
+        let id = node_id(master)?;
+        // It has to have heard of its master.
+        until("the replica's master", || {
+            replica.command(&["CLUSTER", "REPLICATE", &id]).is_ok()
+        })?;
+        until("the replica", || {
+            let info = replica.command(&["INFO", "replication"]);
+            info.is_ok_and(|info| info.contains("master_link_status:up"))
+        })?;
+        caught_up(master)?;
+        self.0.push(replica);
+        self.wait_until_agreed()
+    }
+
     /// Waits until each node knows all slots and all others.
     ///
     /// # Errors
@@ -197,6 +236,14 @@ impl RedisCluster {
                 })
             })
         })
+    }
+
+    /// Waits until the replica of a node has all that the node has by now.
+    ///
+    /// # Errors
+    /// Where that takes too long.
+    pub fn wait_until_replicated(&self, node: usize) -> Result<(), ServerError> {
+        caught_up(&self.0[node])
     }
 
     /// Its nodes.
@@ -217,12 +264,7 @@ impl RedisCluster {
     /// Where a node refuses.
     pub fn move_slot(&self, slot: u16, from: usize, to: usize) -> Result<(), ServerError> {
         let (source, target) = (&self.0[from], &self.0[to]);
-        let id = |node: &Redis| {
-            let answer = node.command(&["CLUSTER", "MYID"])?;
-            let id = answer.lines().nth(1).map(str::to_owned);
-            id.ok_or_else(|| ServerError::new("a node does not tell its id"))
-        };
-        let (source_id, target_id) = (id(source)?, id(target)?);
+        let (source_id, target_id) = (node_id(source)?, node_id(target)?);
         let slot = slot.to_string();
         target.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source_id])?;
         source.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target_id])?;

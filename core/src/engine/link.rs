@@ -2,12 +2,12 @@
 //! C5, E1, F2).
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{StreamExt, future::join_all};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::{
@@ -200,6 +200,50 @@ impl<S: Storage> Shared<S> {
         }
     }
 
+    /// Reads a batch; the answers with their places in it. Where the store is in
+    /// shards and a read has failed, each shard is read by itself, and not waited
+    /// for long: one that is away hides nothing of the others.
+    async fn look<K: Clone, R, F>(
+        &self,
+        keys: &[K],
+        session: impl Fn(&K) -> &SessionKey,
+        read: impl Fn(Vec<K>) -> F,
+    ) -> Vec<(usize, R)>
+    where
+        F: Future<Output = Result<Vec<R>>>,
+    {
+        let mut parts: Vec<Vec<usize>> = vec![(0..keys.len()).collect()];
+        let mut until = self.deadline();
+        if self.apart.load(Ordering::Relaxed) {
+            let mut shards: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+            for (number, key) in keys.iter().enumerate() {
+                let shard = self.shard_of(session(key));
+                shards.entry(shard).or_default().push(number);
+            }
+            parts = shards.into_values().collect();
+            until = until.min(Instant::now() + self.limits.catch_up() / 2);
+        }
+        let reads = parts.into_iter().map(|part| {
+            let read = read(part.iter().map(|number| keys[*number].clone()).collect());
+            async move { (part, within("catch up", until, read).await) }
+        });
+        let mut all = Vec::with_capacity(keys.len());
+        let mut failed = None;
+        for (part, answers) in join_all(reads).await {
+            match answers {
+                Ok(answers) => all.extend(part.into_iter().zip(answers)),
+                Err(error) => {
+                    tracing::debug!(%error, "catching up failed; the next round goes on");
+                    failed = Some(error);
+                }
+            }
+        }
+        let apart = failed.is_some() && self.profile.shards > 1;
+        self.apart.store(apart, Ordering::Relaxed);
+        self.note(&failed.map_or(Ok(()), Err));
+        all
+    }
+
     async fn look_at_streams(
         self: &Arc<Self>,
         batch: &[Interest],
@@ -223,16 +267,10 @@ impl<S: Storage> Shared<S> {
         if cursors.is_empty() {
             return;
         }
-        let read = within("catch up", self.deadline(), self.storage.read(&cursors)).await;
-        self.note(&read);
-        let answers = match read {
-            Ok(answers) => answers,
-            Err(error) => {
-                tracing::debug!(%error, "catching up failed; the next round goes on");
-                return;
-            }
-        };
-        for (Interest { owned, follows }, answer) in batch.iter().zip(answers) {
+        let read = |cursors: Vec<Cursor>| async move { self.storage.read(&cursors).await };
+        let answers = self.look(&cursors, |cursor| &cursor.session, read).await;
+        for (number, answer) in answers {
+            let Interest { owned, follows } = &batch[number];
             if let Some(owned) = owned {
                 self.look_at_owned(owned, &answer);
             }
@@ -327,13 +365,10 @@ impl<S: Storage> Shared<S> {
                 token: Some(wait.token),
             })
             .collect();
-        let read = within("catch up", self.deadline(), self.storage.requests(&keys)).await;
-        self.note(&read);
-        if let Ok(states) = read {
-            for (wait, state) in batch.iter().zip(states) {
-                if !matches!(state, RequestState::Pending { .. }) {
-                    wait.wake();
-                }
+        let read = |keys: Vec<RequestKey>| async move { self.storage.requests(&keys).await };
+        for (number, state) in self.look(&keys, |key| &key.session, read).await {
+            if !matches!(state, RequestState::Pending { .. }) {
+                batch[number].wake();
             }
         }
     }

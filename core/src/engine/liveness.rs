@@ -28,9 +28,12 @@ impl<S: Storage> Shared<S> {
 
     /// Before something is owned here: where others may hold this instance dead
     /// by its last counter, it raises a new one first, or what it opens now
-    /// would be ended at once.
+    /// would be ended at once. A try that failed just now is not repeated: while
+    /// the backend is away in part, what is not must not wait for it.
     pub(super) async fn assure_alive(&self) {
-        if !self.is_surely_alive() {
+        let failed = self.beat_failed.load(Ordering::Relaxed);
+        let just_now = failed != 0 && self.since(failed) < self.limits.heartbeat();
+        if !self.is_surely_alive() && !just_now {
             self.beat().await;
         }
     }
@@ -55,10 +58,12 @@ impl<S: Storage> Shared<S> {
             Ok(beats) => {
                 observer.read(&beats, sent, Instant::now());
                 self.beaten.store(millis, Ordering::Relaxed);
+                self.beat_failed.store(0, Ordering::Relaxed);
             }
             Err(error) => {
                 observer.failed();
                 drop(observer);
+                self.beat_failed.store(self.millis(), Ordering::Relaxed);
                 tracing::warn!(%error, "the heartbeat failed");
             }
         }

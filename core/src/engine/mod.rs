@@ -148,23 +148,28 @@ struct Shared<S> {
     /// When this instance was surely alive for others: milliseconds after
     /// `origin` at which the last acknowledged heartbeat was sent, plus one.
     beaten: AtomicU64,
+    /// When the last heartbeat failed, in the same measure; 0 when it did not.
+    beat_failed: AtomicU64,
     origin: Instant,
     /// Since when the backend fails, in the same measure; 0 when it does not.
     failing: AtomicU64,
     /// Since when the link is down.
     link_down: AtomicU64,
+    /// Whether a shard was away when this instance caught up last.
+    apart: AtomicBool,
 }
 
+/// Per shard: several lanes of appends, and one of each of the others.
 struct Lanes {
     append: Vec<Lane<writer::Pending, Appended>>,
-    put: Lane<PutRequest, Put>,
-    settle: Lane<Settle, Settled>,
+    put: Vec<Lane<PutRequest, Put>>,
+    settle: Vec<Lane<Settle, Settled>>,
 }
 
 struct Queues {
     append: Vec<lane::LaneQueue<writer::Pending, Appended>>,
-    put: lane::LaneQueue<PutRequest, Put>,
-    settle: lane::LaneQueue<Settle, Settled>,
+    put: Vec<lane::LaneQueue<PutRequest, Put>>,
+    settle: Vec<lane::LaneQueue<Settle, Settled>>,
 }
 
 /// Shards of tags; a stream always has the same.
@@ -177,11 +182,10 @@ impl<S: Storage> Engine<S> {
         let profile = storage.profile();
         let me = InstanceId::generate();
         let budget = Budget::new(limits.queued_events(), limits.queued_bytes());
-        let (append, append_queues) = (0..profile.lanes.max(1))
-            .map(|_| lane::lane(&budget, profile.batch_events, profile.batch_bytes))
-            .unzip();
-        let (put, put_queue) = lane::lane(&budget, profile.batch_events, profile.batch_bytes);
-        let (settle, settle_queue) = lane::lane(&budget, profile.batch_events, profile.batch_bytes);
+        let shards = profile.shards.max(1);
+        let (append, append_queues) = lanes(&budget, &profile, shards * profile.lanes.max(1));
+        let (put, put_queues) = lanes(&budget, &profile, shards);
+        let (settle, settle_queues) = lanes(&budget, &profile, shards);
         let stop = watch::Sender::new(false);
         let shared = Arc::new(Shared {
             storage,
@@ -198,8 +202,8 @@ impl<S: Storage> Engine<S> {
             },
             queues: Mutex::new(Some(Queues {
                 append: append_queues,
-                put: put_queue,
-                settle: settle_queue,
+                put: put_queues,
+                settle: settle_queues,
             })),
             tags: (0..TAG_SHARDS).map(|_| Mutex::new(0)).collect(),
             signal_turn: tokio::sync::Mutex::new(()),
@@ -212,9 +216,11 @@ impl<S: Storage> Engine<S> {
             stop: stop.clone(),
             beats: AtomicU64::new(0),
             beaten: AtomicU64::new(0),
+            beat_failed: AtomicU64::new(0),
             origin: Instant::now(),
             failing: AtomicU64::new(0),
             link_down: AtomicU64::new(0),
+            apart: AtomicBool::new(false),
             limits,
         });
         Self {
@@ -294,8 +300,12 @@ impl<S: Storage> Shared<S> {
             for queue in queues.append {
                 tasks.spawn(Arc::clone(self).run_appends(queue));
             }
-            tasks.spawn(Arc::clone(self).run_puts(queues.put));
-            tasks.spawn(Arc::clone(self).run_settles(queues.settle));
+            for queue in queues.put {
+                tasks.spawn(Arc::clone(self).run_puts(queue));
+            }
+            for queue in queues.settle {
+                tasks.spawn(Arc::clone(self).run_settles(queue));
+            }
         }
         let shared = Arc::clone(self);
         tokio::spawn(async move {
@@ -419,8 +429,27 @@ impl<S: Storage> Shared<S> {
             .fold(usize::from(session.0[1]), |hash, byte| {
                 hash.wrapping_mul(31).wrapping_add(usize::from(byte))
             });
-        &self.lanes.append[hash % self.lanes.append.len()]
+        let lanes = self.profile.lanes.max(1);
+        &self.lanes.append[self.shard_of(session) * lanes + hash % lanes]
     }
+
+    /// A number beyond the profile's would be the backend's mistake: it is taken
+    /// for one of them, always the same.
+    fn shard_of(&self, session: &SessionKey) -> usize {
+        self.storage.shard_of(session) % self.profile.shards.max(1)
+    }
+}
+
+/// So many lanes with a common budget, and their queues.
+#[expect(clippy::type_complexity, reason = "both ends of each")]
+fn lanes<T, R>(
+    budget: &Arc<Budget>,
+    profile: &Profile,
+    count: usize,
+) -> (Vec<Lane<T, R>>, Vec<lane::LaneQueue<T, R>>) {
+    (0..count)
+        .map(|_| lane::lane(budget, profile.batch_events, profile.batch_bytes))
+        .unzip()
 }
 
 /// The result of a step of an inline backend.

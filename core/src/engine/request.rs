@@ -50,7 +50,8 @@ impl<S: Storage> Drop for Withdraw<S> {
             );
         } else {
             // The queue has it when this returns.
-            let _ = self.shared.lanes.settle.push("cancel", settle, 0);
+            let lane = &self.shared.lanes.settle[self.shared.shard_of(&settle.session)];
+            let _ = lane.push("cancel", settle, 0);
         }
     }
 }
@@ -324,7 +325,7 @@ impl<S: Storage> Shared<S> {
             return only("put", answers);
         }
         let bytes = std::mem::size_of_val(&put);
-        let answer = self.lanes.put.push("put", put, bytes)?;
+        let answer = self.lanes.put[self.shard_of(&put.session)].push("put", put, bytes)?;
         self.await_answer("put", answer).await
     }
 
@@ -335,7 +336,8 @@ impl<S: Storage> Shared<S> {
             return only("settle", answers);
         }
         let bytes = settle.payload.len();
-        let answer = self.lanes.settle.push("settle", settle, bytes)?;
+        let lane = &self.lanes.settle[self.shard_of(&settle.session)];
+        let answer = lane.push("settle", settle, bytes)?;
         self.await_answer("settle", answer).await
     }
 

@@ -2,5 +2,6 @@
 
 mod failures;
 mod requests;
+mod shards;
 mod streams;
 mod support;

@@ -31,6 +31,8 @@ use parking_lot::Mutex;
 pub(crate) struct Link {
     /// No step gets through.
     down: AtomicBool,
+    /// This part of the store, where there is one, leaves steps without an answer.
+    away: Mutex<Option<usize>>,
     /// So many writes take effect, and their answers are lost.
     lost_replies: AtomicUsize,
     /// No knock arrives.
@@ -50,6 +52,11 @@ impl Link {
 
     pub(crate) fn mend(&self) {
         self.down.store(false, Ordering::SeqCst);
+    }
+
+    /// The shard with this session does not answer, until `None` is.
+    pub(crate) fn shard_away(&self, shard: Option<usize>) {
+        *self.away.lock() = shard;
     }
 
     pub(crate) fn lose_replies(&self, count: usize) {
@@ -90,6 +97,14 @@ impl Link {
     }
 }
 
+const SHARDS: usize = 2;
+/// How long a step waits for a shard that does not answer.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(4);
+
+pub(crate) fn shard_of(session: &SessionKey) -> usize {
+    usize::from(session.0[31]) % SHARDS
+}
+
 pub(crate) struct Remote {
     inner: MemoryStorage,
     pub(crate) link: Arc<Link>,
@@ -101,7 +116,30 @@ impl fmt::Debug for Remote {
     }
 }
 
+impl Remote {
+    /// A step that concerns these sessions.
+    async fn reach<'a>(
+        &self,
+        operation: &'static str,
+        sessions: impl IntoIterator<Item = &'a SessionKey>,
+    ) -> Result<()> {
+        let away = *self.link.away.lock();
+        if sessions
+            .into_iter()
+            .any(|session| Some(shard_of(session)) == away)
+        {
+            tokio::time::sleep(PATIENCE).await;
+            return Err(Error::unavailable(operation, Applied::No));
+        }
+        Ok(())
+    }
+}
+
 macro_rules! forward {
+    ($self:ident, $sessions:expr, $name:ident($($argument:expr),*)) => {{
+        $self.reach(stringify!($name), $sessions).await?;
+        forward!($self, $name($($argument),*))
+    }};
     ($self:ident, $name:ident($($argument:expr),*)) => {{
         $self.link.pass(stringify!($name))?;
         // A round trip takes time: others run between sending and answering.
@@ -114,7 +152,11 @@ macro_rules! forward {
 #[async_trait]
 impl Storage for Remote {
     fn profile(&self) -> Profile {
-        Profile::remote("remote", Capabilities::server(Duration::from_millis(1)), 2)
+        let capabilities = Capabilities::server(Duration::from_millis(1));
+        Profile::remote("remote", capabilities, 2).with_shards(SHARDS)
+    }
+    fn shard_of(&self, session: &SessionKey) -> usize {
+        shard_of(session)
     }
     async fn attach(&self, me: InstanceId) -> Result<Generation> {
         self.link.pass("attach")?;
@@ -136,7 +178,7 @@ impl Storage for Remote {
             .boxed())
     }
     async fn create(&self, session: &NewSession) -> Result<bool> {
-        forward!(self, create(session))
+        forward!(self, [&session.session], create(session))
     }
     async fn enter(
         &self,
@@ -144,7 +186,7 @@ impl Storage for Remote {
         principal: &PrincipalKey,
         open: Option<&OpenStream>,
     ) -> Result<Entered> {
-        forward!(self, enter(session, principal, open))
+        forward!(self, [session], enter(session, principal, open))
     }
     async fn update(&self, session: &SessionKey, revision: u64, record: Bytes) -> Result<Updated> {
         forward!(self, update(session, revision, record))
@@ -157,10 +199,10 @@ impl Storage for Remote {
         forward!(self, delete(session, principal))
     }
     async fn append(&self, batch: &[Append]) -> Result<Vec<Appended>> {
-        forward!(self, append(batch))
+        forward!(self, batch.iter().map(|one| &one.session), append(batch))
     }
     async fn read(&self, cursors: &[Cursor]) -> Result<Vec<Read>> {
-        forward!(self, read(cursors))
+        forward!(self, cursors.iter().map(|one| &one.session), read(cursors))
     }
     async fn hold(
         &self,
@@ -169,24 +211,34 @@ impl Storage for Remote {
         me: InstanceId,
         hold: Hold,
     ) -> Result<Held> {
-        forward!(self, hold(session, stream, me, hold))
+        forward!(self, [session], hold(session, stream, me, hold))
     }
     async fn shrink(&self, session: &SessionKey, max_bytes: u64) -> Result<u64> {
         forward!(self, shrink(session, max_bytes))
     }
     async fn put_requests(&self, batch: &[PutRequest]) -> Result<Vec<Put>> {
-        forward!(self, put_requests(batch))
+        forward!(
+            self,
+            batch.iter().map(|one| &one.session),
+            put_requests(batch)
+        )
     }
     async fn settle(&self, batch: &[Settle]) -> Result<Vec<Settled>> {
-        forward!(self, settle(batch))
+        forward!(self, batch.iter().map(|one| &one.session), settle(batch))
     }
     async fn requests(&self, keys: &[RequestKey]) -> Result<Vec<RequestState>> {
-        forward!(self, requests(keys))
+        forward!(self, keys.iter().map(|one| &one.session), requests(keys))
     }
     async fn mark_cancel(&self, session: &SessionKey, id: &RpcId) -> Result<Option<Cancelled>> {
         forward!(self, mark_cancel(session, id))
     }
     async fn heartbeat(&self, me: Beat, ttl: Duration) -> Result<Vec<Beat>> {
+        // It has a part in each shard.
+        let away = self.link.away.lock().is_some();
+        if away {
+            tokio::time::sleep(PATIENCE).await;
+            return Err(Error::unavailable("heartbeat", Applied::Unknown));
+        }
         // Not through `reply`: which write loses its answer is the test's choice.
         self.link.pass("heartbeat")?;
         self.inner.heartbeat(me, ttl).await
