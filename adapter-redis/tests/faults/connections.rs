@@ -112,3 +112,31 @@ async fn a_half_open_link_is_noticed_and_replaced() {
     load.check(Expect::Everything).await;
     works(&a, &b).await;
 }
+
+/// A pool whose connections are all taken is an outage of control steps, told as
+/// one; running calls append and are followed meanwhile.
+#[cfg(feature = "pool")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exhausted_pool_holds_up_no_running_call() {
+    use deadpool_redis::{Config, PoolConfig, Runtime};
+
+    let server = Redis::start(&[]).unwrap();
+    let mut config = Config::from_url(server.url());
+    config.pool = Some(PoolConfig::new(1));
+    let pool = config.create_pool(Some(Runtime::Tokio1)).unwrap();
+    let limits = limits().lease(Duration::from_secs(120)).build().unwrap();
+    let a = RedisAdapter::with_pool(pool.clone(), server.url(), limits.clone());
+    let a = a.await.unwrap();
+    let b = RedisAdapter::connect(&server.url(), limits).await.unwrap();
+    let load = Load::start(&a, &b, 4).await;
+    load.goes_on(50).await;
+    assert_eq!(pool.status().size, 1, "control steps go over the pool");
+    let taken = pool.get().await.unwrap();
+    let error = a.enter(&SessionId::generate(), None, None).await;
+    let error = error.unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    load.goes_on(50).await;
+    drop(taken);
+    works(&a, &b).await;
+    load.check(Expect::Everything).await;
+}
