@@ -25,8 +25,13 @@ enum Adapter {
 struct Arguments {
     /// Whose gates.
     adapter: Adapter,
-    /// Only these gates, by name: `M1`, `M2` (with `M2b`), `H1`.
-    #[arg(long = "gate", value_name = "GATE", value_parser = ["M1", "M2", "H1"])]
+    /// Only these gates, by name: `M1`, `M2` (with `M2b`), `H1`; `RD1` (with `RD2`),
+    /// `RD3` (with `RD4`), `H2`.
+    #[arg(
+        long = "gate",
+        value_name = "GATE",
+        value_parser = ["M1", "M2", "H1", "RD1", "RD3", "H2"]
+    )]
     gates: Vec<String>,
     /// Interleaved rounds per gate.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(5..))]
@@ -63,9 +68,15 @@ async fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error + 
         Adapter::Postgres => gates.extend(postgres::gates(arguments.rounds.into()).await?),
         Adapter::Redis => {
             let bench = redis::Bench::start().await?;
-            gates.extend(bench.appends(arguments.rounds.into()).await?);
-            gates.extend(bench.latencies(arguments.rounds.into()).await?);
-            gates.push(bench.h2(arguments.rounds.into()).await?);
+            if arguments.wants("RD1") {
+                gates.extend(bench.appends(arguments.rounds.into()).await?);
+            }
+            if arguments.wants("RD3") {
+                gates.extend(bench.latencies(arguments.rounds.into()).await?);
+            }
+            if arguments.wants("H2") {
+                gates.push(bench.h2(arguments.rounds.into()).await?);
+            }
         }
         Adapter::Sqlite => gates.extend(sqlite::gates(arguments.rounds.into()).await?),
     }

@@ -1,6 +1,6 @@
 //! Ids: checked once, at the edge, and redacted in every log.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{cell::RefCell, fmt, str::FromStr, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,16 @@ fn random<const N: usize>() -> [u8; N] {
     #[expect(clippy::expect_used, reason = "no randomness, no service")]
     getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
     bytes
+}
+
+/// Unique among the streams of a session, at all instances: not a secret, for the
+/// session and its principal are what gives access.
+fn nonce() -> u64 {
+    thread_local! {
+        static SOURCE: RefCell<fastrand::Rng> =
+            RefCell::new(fastrand::Rng::with_seed(u64::from_ne_bytes(random())));
+    }
+    SOURCE.with_borrow_mut(|source| source.u64(..))
 }
 
 fn hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
@@ -253,7 +263,7 @@ impl StreamId {
     /// [`MAX_CARRIED_ID`](Self::MAX_CARRIED_ID) bytes.
     #[must_use]
     pub fn for_request(id: &RpcId) -> Self {
-        let nonce = BASE64.encode(random::<8>());
+        let nonce = BASE64.encode(nonce().to_ne_bytes());
         Self(match id {
             RpcId::Number(number) => format_smolstr!("{nonce}.n{number}"),
             RpcId::String(text) if text.len() <= Self::MAX_CARRIED_ID => {

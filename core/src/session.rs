@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -133,7 +134,7 @@ impl SessionRecord {
 #[non_exhaustive]
 pub struct Session {
     /// Its record.
-    pub record: SessionRecord,
+    pub record: Arc<SessionRecord>,
     /// Raised by every [`update`](SessionAdapter::update).
     pub revision: u64,
 }
@@ -141,8 +142,11 @@ pub struct Session {
 impl Session {
     /// A session.
     #[must_use]
-    pub fn new(record: SessionRecord, revision: u64) -> Self {
-        Self { record, revision }
+    pub fn new(record: impl Into<Arc<SessionRecord>>, revision: u64) -> Self {
+        Self {
+            record: record.into(),
+            revision,
+        }
     }
 }
 

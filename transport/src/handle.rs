@@ -106,7 +106,7 @@ impl Session {
             self.principal(),
         )
         .await?;
-        Ok(stored.record.state)
+        Ok(stored.record.state.clone())
     }
 
     /// Stores `new` if the state is still `expected` (clause S2). `false`: it

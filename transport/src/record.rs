@@ -1,5 +1,7 @@
 //! Changes of a session's record: read, edit, compare and set.
 
+use std::sync::Arc;
+
 use mcp_adapter_core::{
     Error, ErrorKind, Principal, Result, Session as Stored, SessionId, SessionRecord,
 };
@@ -20,7 +22,7 @@ pub(crate) async fn edit(
     mut edit: impl FnMut(&mut SessionRecord) -> bool + Send,
 ) -> Result<bool> {
     for _ in 0..MAX_ATTEMPTS {
-        let mut record = stored.record;
+        let mut record = Arc::unwrap_or_clone(stored.record);
         if !edit(&mut record) {
             return Ok(false);
         }

@@ -28,7 +28,7 @@ use crate::{
 /// A session whose worker is to be made here.
 pub(crate) struct Restore {
     pub(crate) worker: Arc<Worker>,
-    pub(crate) record: SessionRecord,
+    pub(crate) record: Arc<SessionRecord>,
     pub(crate) parts: Parts,
 }
 

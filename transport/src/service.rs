@@ -51,7 +51,11 @@ const SESSION_ID: &str = "mcp-session-id";
 /// | 503 | overloaded, draining, or the backend is away; a listener where other instances are not heard; all with `Retry-After` |
 ///
 /// Bodies of errors are fixed texts; what went wrong is in the server's log.
-pub struct McpService<S> {
+pub struct McpService<S>(Arc<Shared<S>>);
+
+/// Behind one pointer: routers clone a service for each request, and rmcp's has
+/// lists of its own.
+struct Shared<S> {
     inner: Inner<S>,
     bus: Arc<Bus>,
     settings: Arc<Settings>,
@@ -64,32 +68,17 @@ pub(crate) enum Inner<S> {
     Sessions(StreamableHttpService<S, Manager>, Arc<Registry>),
 }
 
-impl<S> Clone for Inner<S> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Stateless(service) => Self::Stateless(service.clone()),
-            Self::Sessions(service, registry) => {
-                Self::Sessions(service.clone(), Arc::clone(registry))
-            }
-        }
-    }
-}
-
 impl<S> Clone for McpService<S> {
     fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-            bus: Arc::clone(&self.bus),
-            settings: Arc::clone(&self.settings),
-        }
+        Self(Arc::clone(&self.0))
     }
 }
 
 impl<S> fmt::Debug for McpService<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("McpService")
-            .field("sessions", &matches!(self.inner, Inner::Sessions(..)))
-            .field("settings", &self.settings)
+            .field("sessions", &matches!(self.0.inner, Inner::Sessions(..)))
+            .field("settings", &self.0.settings)
             .finish()
     }
 }
@@ -108,20 +97,22 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move { Ok(service.handle(request).await) })
+        let shared = Arc::clone(&self.0);
+        Box::pin(async move { Ok(shared.handle(request).await) })
     }
 }
 
 impl<S: ServerHandler + Send + 'static> McpService<S> {
     pub(crate) fn new(inner: Inner<S>, bus: Arc<Bus>, settings: Arc<Settings>) -> Self {
-        Self {
+        Self(Arc::new(Shared {
             inner,
             bus,
             settings,
-        }
+        }))
     }
+}
 
+impl<S: ServerHandler + Send + 'static> Shared<S> {
     async fn handle<B>(&self, request: Request<B>) -> Response<ResponseBody>
     where
         B: Body<Data: Send, Error: fmt::Display> + Send + 'static,

@@ -30,7 +30,11 @@ pub(crate) async fn a_live_id_is_created_once(fleet: Fleet) -> Verdict {
             Some(ErrorKind::AlreadyExists)
         );
     }
-    claim_eq!(b.look(&id, None).await?.record, record(), "the first stays");
+    claim_eq!(
+        *b.look(&id, None).await?.record,
+        record(),
+        "the first stays"
+    );
     a.delete(&id, None).await?;
     b.create(&id, record()).await?;
     Ok(())
@@ -150,7 +154,7 @@ pub(crate) async fn the_record_round_trips_exactly(fleet: Fleet) -> Verdict {
     next.state = Value::String("x".repeat(mcp_adapter_core::MAX_STATE_BYTES - 2));
     let revision = b.update(&id, found.revision, next.clone()).await?;
     let found = a.look(&id, principal).await?;
-    claim!(found.record == next, "the updated record is another one");
+    claim!(*found.record == next, "the updated record is another one");
     claim_eq!(found.revision, revision);
     Ok(())
 }

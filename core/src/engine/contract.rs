@@ -86,7 +86,7 @@ impl<S: Storage> Shared<S> {
             .await;
         let refused = match entered {
             Ok(storage::Entered::Session { record, revision }) => {
-                let session = Session::new(SessionRecord::decode(&record)?, revision);
+                let session = Session::new(self.records.decode(&key, &record)?, revision);
                 let writer = writer.map(|writer| Box::new(writer) as Box<dyn StreamWriter>);
                 return Ok(Entered::new(session, writer));
             }

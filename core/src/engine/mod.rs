@@ -8,6 +8,7 @@ mod lane;
 mod link;
 mod liveness;
 mod observer;
+mod records;
 mod request;
 mod retry;
 mod signal;
@@ -35,6 +36,7 @@ use self::{
     interest::{Interests, Owned},
     lane::{Budget, Lane},
     observer::Observer,
+    records::Records,
     signal::Listeners,
 };
 use crate::{
@@ -122,6 +124,7 @@ struct Shared<S> {
     limits: Limits,
     me: InstanceId,
     interests: Interests,
+    records: Records,
     listeners: Listeners,
     observer: Mutex<Observer>,
     generation: Mutex<Option<Generation>>,
@@ -192,6 +195,7 @@ impl<S: Storage> Engine<S> {
             profile,
             me,
             interests: Interests::new(),
+            records: Records::new(),
             listeners: Listeners::default(),
             observer: Mutex::new(Observer::new(me, limits.lease())),
             generation: Mutex::new(None),

@@ -357,7 +357,19 @@ impl<S: Storage> Follower<S> {
 
 impl<S: Storage> Drop for Follower<S> {
     fn drop(&mut self) {
-        if !self.holding {
+        // Of a stream that is over, or that is somebody else's by now, nothing is
+        // kept for a next holder.
+        let over = matches!(
+            self.after,
+            Some(
+                EndReason::Finished
+                    | EndReason::OwnerLost
+                    | EndReason::SessionEnded
+                    | EndReason::StreamGone
+                    | EndReason::Superseded
+            )
+        );
+        if !self.holding || (self.ended && over) {
             self.shared.interests.remove_follow(&self.follow);
             return;
         }

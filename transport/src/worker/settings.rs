@@ -127,7 +127,7 @@ impl Worker {
             log_level,
             subscriptions,
             ..
-        } = &stored.record;
+        } = &*stored.record;
         let mut requests = Vec::new();
         if log_level.is_some() && *log_level != state.applied.log_level {
             requests.push(("logging/setLevel", json!({"level": log_level})));

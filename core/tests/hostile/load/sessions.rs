@@ -239,7 +239,7 @@ impl Load {
                 None => continue,
             };
             self.found(client, began, true, true);
-            let mut record = session.record;
+            let mut record = SessionRecord::clone(&session.record);
             record.state = self.number().into();
             let began = self.history.now();
             let update = engine.update(&client.id, session.revision, record);
