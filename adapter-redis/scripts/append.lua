@@ -9,7 +9,7 @@
 --   whether it has an event; its payload; ms to keep the finished stream, or '';
 --   how it ends; events and bytes to keep; where to trim, or ''; whom to wake, or ''
 -- ARGV[last] the server's generation, 8 bytes
--- Returns -1: no session, -2: no stream, or
+-- Returns -1: no session, -2: no stream, or its events are gone, or
 --   holder, bytes of the session, bytes of the principal, for how long the expiry
 --   need not be slid, events and bytes since the stream began, whether events are
 --   there to be added to, version of the holds, then for each append
@@ -23,6 +23,8 @@ if not m then
   if not shared then return -2 end
   m = make_shared(session, name, generation)
 end
+-- Its writer opens it again, and writes what it has of it.
+if not shared and not finished and m.o == writer and is_evicted(name, m) then return -2 end
 local at = span(name, m)
 local te, ts, cev, cby = at.te, at.ts, at.cev, at.cby
 local new, stored, result, ends = {}, false, {}, nil

@@ -359,6 +359,11 @@ local function evict(name, m, at, events, bytes, all)
   return at
 end
 
+-- Whether the server has evicted the events of an open stream, which had some.
+local function is_evicted(name, m)
+  return not m.one and m.ev > 0 and call('EXISTS', ROOT .. ':e:' .. name) == 0
+end
+
 -- The standalone stream. One that was there before, or in another history, may
 -- have been read: what was lost of it must show.
 local function make_shared(session, name, generation)

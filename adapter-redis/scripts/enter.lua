@@ -1,4 +1,5 @@
--- Reads a session, slides its expiry, and opens a stream (S3, E4).
+-- Reads a session, slides its expiry, and opens a stream, or opens it again where
+-- the server has evicted its events (S3, E4, E5).
 -- KEYS[1] root
 -- ARGV[2] principal  [3] stream or ''  [4] owner  [5] request  [6] open streams at most
 -- ARGV[7] bytes of the principal at most  [8] its bytes in other partitions (Cluster)
@@ -7,10 +8,17 @@
 local session = load()
 if not session or session.principal ~= ARGV[2] then return 0 end
 local name = ARGV[3]
-if name ~= '' and not stream_of(name) then
+local m, finished
+if name ~= '' then m, finished = stream_of(name) end
+if m and not finished and m.o == ARGV[4] and is_evicted(name, m) then
+  -- As if it had no event yet: what comes now, at whatever place, is new.
+  count(session, 0, -m.ev, -m.by, 0)
+  m.ev, m.by, m.te, m.ts = 0, 0, m.fe, m.fs
+  save(name, m)
+elseif name ~= '' and not m then
   if open_calls() >= tonumber(ARGV[6]) then return 1 end
   if principal_bytes(session) + tonumber(ARGV[8]) > tonumber(ARGV[7]) then return 2 end
-  local m = { o = ARGV[4], r = ARGV[5], h = ARGV[4], n = 1, be = 0, bs = 0, te = 0, ts = 0, fe = 0, fs = 0, ev = 0, by = 0 }
+  m = { o = ARGV[4], r = ARGV[5], h = ARGV[4], n = 1, be = 0, bs = 0, te = 0, ts = 0, fe = 0, fs = 0, ev = 0, by = 0 }
   -- First what a full server refuses.
   save(name, m)
   purge(session, 16)

@@ -203,7 +203,7 @@ impl RedisStorage {
             .collect();
         self.knock_calls(batch, groups, &mut calls);
         let versions = self.version_calls(groups, &mut calls);
-        let mut answers = self.router.run(Lane::Data, OPERATION, calls).await?;
+        let mut answers = self.run_appends(calls).await?;
         let mut holds: HashMap<Partition, u64> = HashMap::new();
         let last = answers.split_off(answers.len().saturating_sub(versions.len()));
         for (partition, value) in versions.into_iter().zip(last) {
@@ -247,12 +247,19 @@ impl RedisStorage {
                 .map(|number| self.script_call(batch, &groups[*number], millis))
                 .collect();
             let now = Instant::now();
-            let answers = self.router.run(Lane::Data, OPERATION, calls).await?;
+            let answers = self.run_appends(calls).await?;
             for (number, answer) in again.iter().zip(answers) {
                 self.scripted(batch, &groups[*number], &answer, now, &mut results)?;
             }
         }
         Ok(results)
+    }
+
+    async fn run_appends(&self, calls: Vec<Call>) -> Result<Vec<Value>> {
+        let sent = self
+            .router
+            .run_known(&self.attached, Lane::Data, OPERATION, calls);
+        sent.await
     }
 
     fn script_call(&self, batch: &[Append], group: &Group<'_>, millis: u64) -> Call {

@@ -106,6 +106,7 @@ struct Bell {
     queue: mpsc::Receiver<Message>,
     inbox: Inbox,
     gone: watch::Receiver<Option<&'static str>>,
+    strangers: watch::Receiver<u64>,
     _kept: Vec<Kept>,
     ready: VecDeque<Knock>,
     /// Servers from which the engine's present probe has come.
@@ -144,6 +145,7 @@ async fn open_all(
         kept.push(subscribe(&storage, me, number, node, &inbox).await?);
     }
     let look = Instant::now() + storage.limits.probe_after();
+    let strangers = storage.attached.strangers();
     let bell = Bell {
         storage,
         me,
@@ -151,6 +153,7 @@ async fn open_all(
         queue,
         inbox,
         gone,
+        strangers,
         _kept: kept,
         ready: VecDeque::new(),
         probed: (0, HashSet::new()),
@@ -257,6 +260,7 @@ impl Bell {
                 gone = self.gone.wait_for(Option::is_some) => {
                     Turn::Gone(gone.ok().and_then(|why| *why).unwrap_or("the link has ended"))
                 }
+                _ = self.strangers.changed() => Turn::Gone("the server is another one"),
                 () = sleep_until(self.look), if several => Turn::Look,
             };
             let gone = match turn {

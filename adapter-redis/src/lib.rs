@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod append;
+mod attached;
 mod cache;
 mod check;
 mod doorbell;

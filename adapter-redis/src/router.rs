@@ -13,6 +13,7 @@ use parking_lot::RwLock;
 use redis::{Cmd, ConnectionInfo, Value};
 
 use crate::{
+    attached::Attached,
     error::{self, Refusal, refusal},
     keys::{Names, PARTITIONS, Partition, slot},
     options::{at, resp3},
@@ -133,6 +134,27 @@ impl Router {
         &self,
         lane: Lane,
         operation: &'static str,
+        calls: Vec<Call>,
+    ) -> Result<Vec<Value>> {
+        self.run_at(None, lane, operation, calls).await
+    }
+
+    /// As [`run`](Self::run), but only at servers that are attached.
+    pub(crate) async fn run_known(
+        &self,
+        known: &Attached,
+        lane: Lane,
+        operation: &'static str,
+        calls: Vec<Call>,
+    ) -> Result<Vec<Value>> {
+        self.run_at(Some(known), lane, operation, calls).await
+    }
+
+    async fn run_at(
+        &self,
+        known: Option<&Attached>,
+        lane: Lane,
+        operation: &'static str,
         mut calls: Vec<Call>,
     ) -> Result<Vec<Value>> {
         let (mut answers, mut left, mut load);
@@ -148,7 +170,9 @@ impl Router {
                 }
                 pipeline
             };
-            answers = node.send(lane, &self.settings, operation, build).await?;
+            answers = node
+                .send(lane, &self.settings, operation, known, build)
+                .await?;
             if answers.len() != calls.len() {
                 return Err(error::odd(operation));
             }
@@ -175,7 +199,9 @@ impl Router {
             let batches = self.batches(calls, &left);
             let sent = batches.into_iter().map(|(node, indexes)| async move {
                 let build = |generation| self.pipeline(calls, &indexes, load, generation);
-                let sent = node.send(lane, &self.settings, operation, build).await;
+                let sent = node
+                    .send(lane, &self.settings, operation, known, build)
+                    .await;
                 let last =
                     |mut all: Vec<Value>| all.split_off(all.len().saturating_sub(indexes.len()));
                 let sent = sent.map(last);
@@ -361,7 +387,9 @@ async fn discover(
             ask.cmd("CLUSTER").arg("SLOTS");
             ask
         };
-        let asked = node.send(Lane::Control, settings, "cluster", ask).await;
+        let asked = node
+            .send(Lane::Control, settings, "cluster", None, ask)
+            .await;
         match asked.and_then(|mut all| map_of(all.pop(), seeds, known, names, settings)) {
             Ok(map) => return Ok(map),
             Err(error) => last = Some(error),

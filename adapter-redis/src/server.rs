@@ -19,6 +19,7 @@ use redis::{
 use tokio::time::Instant;
 
 use crate::{
+    attached::Attached,
     error,
     options::{AddressMap, at},
     script,
@@ -382,12 +383,14 @@ impl Node {
     }
 
     /// Sends commands in one piece; they may name the run of the server that
-    /// they are sent to, for a connection never leads to another one.
+    /// they are sent to, for a connection never leads to another one. `known`: only
+    /// to one of these.
     pub(crate) async fn send(
         &self,
         lane: Lane,
         settings: &Settings,
         operation: &'static str,
+        known: Option<&Attached>,
         commands: impl FnOnce([u8; 8]) -> redis::Pipeline,
     ) -> Result<Vec<Value>> {
         #[cfg(feature = "pool")]
@@ -407,6 +410,10 @@ impl Node {
             });
         }
         let conn = self.conn(lane, settings).await?;
+        if known.is_some_and(|known| !known.knows(conn.identity())) {
+            return Err(Error::unavailable(operation, Applied::No)
+                .with_message("the server is another one than before"));
+        }
         let answers = conn.send(&commands(conn.identity().generation)).await;
         let answers = answers.map_err(|error| error::link(operation, error))?;
         let demoted = |answer: &Value| {

@@ -14,11 +14,11 @@ use mcp_adapter_core::{
         Settle, Settled, Storage, StreamEnd, StreamState, Swept, Updated,
     },
 };
-use parking_lot::Mutex;
 use redis::{Cmd, Value};
 
 use crate::{
     append::millis_of,
+    attached::Attached,
     cache::Cache,
     doorbell,
     error::odd,
@@ -46,7 +46,7 @@ pub struct RedisStorage {
     pub(crate) limits: Limits,
     pub(crate) shares: Arc<Shares>,
     pub(crate) search: Arc<tokio::sync::Mutex<Search>>,
-    generation: Arc<Mutex<Option<Generation>>>,
+    pub(crate) attached: Arc<Attached>,
 }
 
 impl RedisStorage {
@@ -60,7 +60,7 @@ impl RedisStorage {
             limits: limits.clone(),
             shares: Arc::default(),
             search: Arc::default(),
-            generation: Arc::default(),
+            attached: Arc::default(),
         }
     }
 
@@ -240,9 +240,11 @@ impl Storage for RedisStorage {
         let capabilities = Capabilities::server(Duration::from_millis(1));
         if self.router.names.cluster {
             // A partition is on one master, whatever slots have moved.
-            Profile::remote("redis", capabilities, 1).with_shards(PARTITIONS.into())
+            Profile::remote("redis", capabilities, 1)
+                .with_shards(PARTITIONS.into())
+                .with_repair()
         } else {
-            Profile::remote("redis", capabilities, 2)
+            Profile::remote("redis", capabilities, 2).with_repair()
         }
     }
 
@@ -263,10 +265,10 @@ impl Storage for RedisStorage {
             .collect();
         runs.sort();
         let generation = Generation(runs.join("+").into());
-        let former = self.generation.lock().replace(generation.clone());
-        if former.is_some_and(|former| former != generation) {
+        if self.attached.are_others(&runs) {
             self.cache.forget_all();
         }
+        self.attached.set(runs);
         Ok(generation)
     }
 

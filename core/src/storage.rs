@@ -105,6 +105,10 @@ pub struct Profile {
     /// Parts of the store that can be away one by one, see
     /// [`shard_of`](Storage::shard_of).
     pub shards: usize,
+    /// Whether what was acknowledged may be lost while its writers live, as in a
+    /// failover to a replica that lagged behind: then they keep their last events,
+    /// and write again what is lost (E5).
+    pub repair: bool,
 }
 
 impl Profile {
@@ -119,6 +123,7 @@ impl Profile {
             batch_bytes: usize::MAX,
             lanes: 1,
             shards: 1,
+            repair: false,
         }
     }
 
@@ -133,6 +138,16 @@ impl Profile {
             batch_bytes: 256 << 10,
             lanes,
             shards: 1,
+            repair: false,
+        }
+    }
+
+    /// The same, of a backend that may lose what it has acknowledged.
+    #[must_use]
+    pub const fn with_repair(self) -> Self {
+        Self {
+            repair: true,
+            ..self
         }
     }
 

@@ -80,6 +80,26 @@ async fn what_a_server_evicts_is_no_silent_hole() {
     works(&a, &b).await;
 }
 
+/// Streams that the server evicts while their sessions live are written again by
+/// their writers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn evicted_streams_of_living_writers_are_there_again() {
+    let server = Redis::start(&[]).unwrap();
+    let (a, b) = two(&server.url(), &limits().build().unwrap()).await;
+    let load = Load::start(&a, &b, 4).await;
+    let mut evicted = 0;
+    for _ in 0..20 {
+        load.every_call_goes_on(3).await;
+        let keys = server.command(&["KEYS", "*:e:*"]).unwrap();
+        for key in keys.lines().filter(|line| line.starts_with('{')) {
+            evicted += usize::from(server.command(&["DEL", key]).unwrap().trim() == ":1");
+        }
+    }
+    assert!(evicted >= 40, "{evicted}");
+    load.every_call_goes_on(3).await;
+    load.check(Expect::RepairedForFollowers).await;
+}
+
 /// More than fits.
 async fn fill(a: &RedisAdapter) {
     for number in 0..600 {

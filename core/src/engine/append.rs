@@ -29,6 +29,7 @@ impl<S: Storage> Shared<S> {
     async fn flush(self: &Arc<Self>, mut batch: Vec<Job<Pending, Appended>>) {
         let mut backoff = Backoff::new(self.limits.catch_up());
         while !batch.is_empty() {
+            self.unpaused().await;
             let appends: Vec<_> = batch.iter().map(|job| job.item.append.clone()).collect();
             let result = within("append", self.deadline(), self.storage.append(&appends)).await;
             self.note(&result);
@@ -81,6 +82,14 @@ impl<S: Storage> Shared<S> {
                     Some((_, open)) => *open,
                     None => {
                         let open = self.reopen(owned).await;
+                        if open && self.profile.repair {
+                            // Before what comes again, and after nothing: this lane
+                            // is the stream's.
+                            let written = self.write_again(std::slice::from_ref(owned)).await;
+                            if let Err(error) = written {
+                                tracing::warn!(%error, "a lost stream is open again, but empty");
+                            }
+                        }
                         reopened.push((Arc::clone(owned), open));
                         open
                     }
@@ -110,7 +119,7 @@ impl<S: Storage> Shared<S> {
         again
     }
 
-    async fn reopen(self: &Arc<Self>, owned: &Owned) -> bool {
+    pub(super) async fn reopen(&self, owned: &Owned) -> bool {
         metrics::counter!("mcp_adapter_streams_reopened_total").increment(1);
         let open = self.open_stream(owned);
         let entered = self

@@ -67,7 +67,7 @@ impl<S: Storage> Shared<S> {
         }
         let writer = open.map(|id| {
             let stream = StreamId::for_request(id);
-            let owned = Owned::new(key, principal, stream, id.clone());
+            let owned = Owned::new(key, principal, stream, id.clone(), self.repair.recent());
             self.interests.add_owned(&owned);
             // From here on a caller that goes away gives up what it may have
             // opened.

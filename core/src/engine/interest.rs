@@ -13,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
-use super::follow::Follow;
+use super::{follow::Follow, repair::Recent};
 use crate::{
     id::{InstanceId, Position, PrincipalKey, RpcId, SessionKey, StreamId, WaiterToken},
     session::{EndReason, Revocation},
@@ -44,6 +44,8 @@ pub(super) struct OwnedState {
     /// The tail of this instance that holds it.
     pub(super) local: Option<Arc<Follow>>,
     pub(super) finishing: bool,
+    /// What may have to be written again; empty unless the profile asks for it.
+    pub(super) recent: Recent,
     /// Why the writer must stop.
     pub(super) revoked: Option<Revocation>,
     /// Nobody here writes the stream any more, and it is not known whether the
@@ -58,6 +60,7 @@ impl Owned {
         principal: PrincipalKey,
         stream: StreamId,
         request: RpcId,
+        recent: Recent,
     ) -> Arc<Self> {
         Arc::new(Self {
             session,
@@ -72,6 +75,7 @@ impl Owned {
                 remote: None,
                 local: None,
                 finishing: false,
+                recent,
                 revoked: None,
                 orphaned: None,
             }),

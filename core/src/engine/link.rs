@@ -63,17 +63,23 @@ impl<S: Storage> Shared<S> {
 
     async fn run_one_link(self: &Arc<Self>) -> Result<()> {
         let generation = within("attach", self.deadline(), self.storage.attach(self.me)).await?;
-        let mut knocks =
-            within("doorbell", self.deadline(), self.storage.doorbell(self.me)).await?;
         // Writers first: from the next event on they write to a new epoch if
         // the backend may have lost the end of the old one.
         let former = self.generation.lock().replace(generation.clone());
         if former.is_some_and(|former| former != generation) {
             tracing::warn!("the backend came back with another history; writers open a new epoch");
+            // An append that begins between the attach and this stands before what
+            // is written again, which then shows as a gap.
+            let pause = self.profile.repair.then(|| self.pause());
             for owned in self.interests.snapshot(Duration::MAX).owned {
                 owned.state.lock().open_epoch();
             }
+            if pause.is_some() {
+                self.repair_all().await;
+            }
         }
+        let mut knocks =
+            within("doorbell", self.deadline(), self.storage.doorbell(self.me)).await?;
         // Before anything is owned here: who has no heartbeat can be missed by
         // nobody.
         self.beat().await;

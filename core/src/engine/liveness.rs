@@ -77,6 +77,7 @@ impl<S: Storage> Shared<S> {
         loop {
             tick.tick().await;
             self.listeners.sweep();
+            self.repair.forget(self.kept_for());
             self.sweep().await;
         }
     }

@@ -9,6 +9,7 @@ mod link;
 mod liveness;
 mod observer;
 mod records;
+mod repair;
 mod request;
 mod retry;
 mod signal;
@@ -37,6 +38,7 @@ use self::{
     lane::{Budget, Lane},
     observer::Observer,
     records::Records,
+    repair::Repair,
     signal::Listeners,
 };
 use crate::{
@@ -125,6 +127,7 @@ struct Shared<S> {
     me: InstanceId,
     interests: Interests,
     records: Records,
+    repair: Repair,
     listeners: Listeners,
     observer: Mutex<Observer>,
     generation: Mutex<Option<Generation>>,
@@ -196,6 +199,7 @@ impl<S: Storage> Engine<S> {
             me,
             interests: Interests::new(),
             records: Records::new(),
+            repair: Repair::new(),
             listeners: Listeners::default(),
             observer: Mutex::new(Observer::new(me, limits.lease())),
             generation: Mutex::new(None),

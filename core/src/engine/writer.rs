@@ -174,6 +174,14 @@ impl<S: Storage> Shared<S> {
         } else {
             None
         };
+        if self.profile.repair {
+            if let Some(data) = &event {
+                state.recent.push(position, prev, data);
+            }
+            if let Some(end) = end {
+                state.recent.end(end, is_event);
+            }
+        }
         let mut append = Append {
             session: owned.session,
             stream: owned.stream.clone(),
@@ -228,6 +236,9 @@ impl<S: Storage> Shared<S> {
             Err(error) => {
                 if is_event {
                     state.undo(undo);
+                }
+                if self.profile.repair {
+                    state.recent.undo(is_event);
                 }
                 state.finishing = false;
                 // A stream that cannot even be given up stays on the list.
@@ -325,6 +336,7 @@ impl<S: Storage> Shared<S> {
                         drop(wakes);
                         if finished {
                             self.interests.remove_owned(owned);
+                            self.keep_finished(owned);
                         }
                     }
                     None => {

@@ -37,6 +37,7 @@ fn with(defects: Defects, exposure: Exposure) -> impl Fn(u64) -> Plan + Sync {
         seed,
         store: Store::Reference(defects),
         exposure,
+        repair: false,
         no_catch_up: false,
     }
 }

@@ -66,6 +66,8 @@ pub(crate) struct World {
     /// The store remembers no deleted session: it is in its caller's process,
     /// where a create cannot be held up until after the delete.
     pub(crate) prompt_creates: bool,
+    /// Writers write again what the store has lost.
+    pub(crate) repair: bool,
     /// For the negative control.
     pub(crate) no_catch_up: bool,
 }

@@ -39,6 +39,7 @@ mod history;
 mod link;
 mod load;
 mod reference;
+mod repairs;
 mod rng;
 mod run;
 mod seeds;

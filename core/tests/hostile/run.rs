@@ -34,6 +34,7 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) store: Store,
     pub(crate) exposure: Exposure,
+    pub(crate) repair: bool,
     pub(crate) no_catch_up: bool,
 }
 
@@ -57,6 +58,7 @@ impl Plan {
                 silence: rng.chance(100),
                 stalls_only: rng.chance(120),
             },
+            repair: rng.chance(667),
             no_catch_up: false,
         }
     }
@@ -118,6 +120,7 @@ async fn simulate(plan: Plan) -> Done {
         weather: Mutex::new(Weather::default()),
         patience: limits.operation_timeout(),
         prompt_creates: plan.store == Store::Memory,
+        repair: plan.repair,
         no_catch_up: plan.no_catch_up,
     });
     let history = world.history.clone();

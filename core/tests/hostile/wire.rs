@@ -45,7 +45,13 @@ macro_rules! call {
 #[async_trait]
 impl Storage for Wire {
     fn profile(&self) -> Profile {
-        Profile::remote("hostile", Capabilities::server(Duration::from_millis(1)), 2)
+        let capabilities = Capabilities::server(Duration::from_millis(1));
+        let profile = Profile::remote("hostile", capabilities, 2);
+        if self.0.world.repair {
+            profile.with_repair()
+        } else {
+            profile
+        }
     }
 
     async fn attach(&self, me: InstanceId) -> Result<Generation> {
