@@ -1,5 +1,5 @@
 //! Where instances keep what they share: the only place that knows the transport
-//! and its adapters.
+//! and its adapters. (A soak looks into their servers, without them.)
 //!
 //! Another backend is one more [`Backend`], a line in [`Backend::hint`] and an
 //! arm in [`Store::open`].
@@ -105,7 +105,7 @@ impl Backend {
 
 /// Where a server keeps the data of fleets, apart from all else: prefix or schema.
 #[cfg(any(feature = "redis", feature = "postgres"))]
-const SPACE: &str = "fleet";
+pub(crate) const SPACE: &str = "fleet";
 
 /// How long an instance may be silent before the others take it for dead. A
 /// shorter lease than the default shows within seconds what a kill does.

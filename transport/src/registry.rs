@@ -249,7 +249,7 @@ impl Registry {
         let new = NewWorker::new(Arc::clone(&worker));
         let up = (self.restorer)(Restore {
             worker: Arc::clone(&worker),
-            record: stored.record.clone(),
+            record: Arc::clone(&stored.record),
             parts: parts.clone(),
         });
         let (up, ()) = tokio::join!(

@@ -15,7 +15,12 @@ const MAX_BYTES: usize = 4096;
 
 /// Stands for nothing but the work: what it returns is decoded from these very
 /// bytes, now or earlier.
-pub(super) struct Records(Vec<Mutex<Option<(Bytes, Arc<SessionRecord>)>>>);
+pub(super) struct Records(Vec<Mutex<Option<Decoded>>>);
+
+struct Decoded {
+    bytes: Bytes,
+    record: Arc<SessionRecord>,
+}
 
 impl Records {
     pub(super) fn new() -> Self {
@@ -31,15 +36,16 @@ impl Records {
     ) -> Result<Arc<SessionRecord>> {
         let slot = usize::from(u16::from_ne_bytes([session.0[2], session.0[3]])) % SLOTS;
         let mut slot = self.0[slot].lock();
-        if let Some((bytes, decoded)) = &*slot
-            && bytes == record
+        if let Some(decoded) = &*slot
+            && decoded.bytes == record
         {
-            return Ok(Arc::clone(decoded));
+            return Ok(Arc::clone(&decoded.record));
         }
         let decoded = Arc::new(SessionRecord::decode(record)?);
-        *slot = (record.len() <= MAX_BYTES).then(|| {
+        *slot = (record.len() <= MAX_BYTES).then(|| Decoded {
             // Not the buffer that the record came in, which may be larger.
-            (Bytes::copy_from_slice(record), Arc::clone(&decoded))
+            bytes: Bytes::copy_from_slice(record),
+            record: Arc::clone(&decoded),
         });
         Ok(decoded)
     }

@@ -80,10 +80,11 @@ fn growth(soak: &Soak) -> Vec<(&'static str, String)> {
     let buckets = Buckets::of(soak.took);
     let kinds = [
         (Kind::Sessions, "Stored sessions", "sessions"),
-        (Kind::File, "Size of the file", "MiB"),
+        (Kind::File, "Size of the store", "MiB"),
         (Kind::Log, "Size of its write-ahead log", "MiB"),
         (Kind::Memory, "Resident memory", "MiB"),
         (Kind::Descriptors, "Open descriptors", "descriptors"),
+        (Kind::Forever, "Keys without an expiry", "keys"),
     ];
     let plots = kinds.into_iter().map(|(kind, title, unit)| {
         let series = soak.series.iter().filter(|series| series.kind == kind);

@@ -160,7 +160,7 @@ async fn run_to_the_end(args: &RunArgs) -> Result<Outcome, Failure> {
     let watching = match args.soak {
         Some(time) => {
             plan.concurrency = plan.concurrency.min(plan.sessions);
-            let watch = Watch::new(&nodes, Arc::clone(&fleet), time)?;
+            let watch = Watch::new(&nodes, &fleet, time).await?;
             Some(tokio::spawn(watch.run(bar.clone(), over.clone())))
         }
         None => None,

@@ -1,6 +1,7 @@
 //! A soak: clients come, go away without a word, and their sessions expire.
 //! What the instances take meanwhile must not grow.
 
+mod held;
 mod series;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -9,8 +10,8 @@ use indicatif::ProgressBar;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::series::judge;
 pub(crate) use self::series::{Judged, Kind, Series, mebibytes};
+use self::{held::Held, series::judge};
 use crate::{
     backend::{STORED, Stored},
     error::Failure,
@@ -57,7 +58,7 @@ pub(super) fn lasting(time: Duration, ttl: Option<Duration>) -> Lasting {
 
 /// Looks at the instances and their store.
 pub(super) struct Watch {
-    fleet: Arc<Fleet>,
+    held: Held,
     /// Those that share a process count as one.
     processes: Vec<(String, u32)>,
     /// Any of them can tell what is stored.
@@ -71,7 +72,11 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Prepares for a soak of `time`.
-    pub(super) fn new(nodes: &[Node], fleet: Arc<Fleet>, time: Duration) -> Result<Self, Failure> {
+    pub(super) async fn new(
+        nodes: &[Node],
+        fleet: &Arc<Fleet>,
+        time: Duration,
+    ) -> Result<Self, Failure> {
         let ttl = fleet.ttl.unwrap_or(TTL);
         check(time, ttl)?;
         let mut processes: Vec<(String, u32)> = Vec::new();
@@ -91,22 +96,18 @@ impl Watch {
             .timeout(FETCH)
             .build()
             .map_err(Failure::context("cannot watch the instances"))?;
-        let of = |name: &str, what: &str, kind| Series {
-            name: format!("{name} {what}").trim().to_owned(),
-            kind,
-            values: Vec::new(),
-        };
-        let mut series = vec![of("", "stored sessions", Kind::Sessions)];
-        if fleet.place.bytes().is_some() {
-            series.push(of("", "file", Kind::File));
-            series.push(of("", "log of the file", Kind::Log));
-        }
+        let held = Held::open(fleet).await?;
+        let mut series = vec![Series::new("stored sessions", Kind::Sessions)];
+        series.extend(held.series());
         for (name, _) in &processes {
-            series.push(of(name, "memory", Kind::Memory));
-            series.push(of(name, "descriptors", Kind::Descriptors));
+            series.push(Series::new(format!("{name} memory"), Kind::Memory));
+            series.push(Series::new(
+                format!("{name} descriptors"),
+                Kind::Descriptors,
+            ));
         }
         Ok(Self {
-            fleet,
+            held,
             processes,
             asked,
             client,
@@ -149,7 +150,7 @@ impl Watch {
 
     async fn sample(&mut self, bar: &ProgressBar) -> Result<(), Failure> {
         let mut values = vec![self.stored().await?.sessions];
-        values.extend(self.fleet.place.bytes().into_iter().flatten());
+        values.extend(self.held.look().await?);
         for (name, pid) in &self.processes {
             let usage = usage::of(*pid)
                 .map_err(Failure::context(format!("cannot tell what {name} takes")))?;

@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Memory,
     Descriptors,
     Sessions,
+    /// What would never go by itself: there must be none, at no time.
+    Forever,
 }
 
 /// Something that was looked at again and again.
@@ -56,6 +58,7 @@ impl Kind {
             Self::Memory => SLACK_MEMORY,
             Self::Descriptors => SLACK_DESCRIPTORS,
             Self::Sessions => SLACK_SESSIONS,
+            Self::Forever => 0,
         }
     }
 
@@ -63,6 +66,7 @@ impl Kind {
     fn allows(self, before: u64, now: u64) -> bool {
         let share = match self {
             Self::Sessions => SHARE_SESSIONS,
+            Self::Forever => return before == 0 && now == 0,
             _ => SHARE,
         };
         now <= before + before / share + self.slack()
@@ -74,7 +78,7 @@ impl Kind {
             // A file keeps its free pages and an allocator its arenas.
             Self::File | Self::Log | Self::Memory => self.allows(end, after),
             Self::Descriptors => after <= first + self.slack(),
-            Self::Sessions => after == 0,
+            Self::Sessions | Self::Forever => after == 0,
         }
     }
 
@@ -82,7 +86,7 @@ impl Kind {
     pub(crate) fn show(self, value: u64) -> String {
         match self {
             Self::File | Self::Log | Self::Memory => format!("{:.1} MiB", mebibytes(value)),
-            Self::Descriptors | Self::Sessions => value.to_string(),
+            Self::Descriptors | Self::Sessions | Self::Forever => value.to_string(),
         }
     }
 }
@@ -93,6 +97,15 @@ pub(crate) fn mebibytes(bytes: u64) -> f64 {
 }
 
 impl Series {
+    /// One without values yet.
+    pub(super) fn new(name: impl Into<String>, kind: Kind) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            values: Vec::new(),
+        }
+    }
+
     fn largest(&self, from: Duration, to: Duration) -> Option<u64> {
         let part = self.values.iter().filter(|(at, _)| (from..to).contains(at));
         part.map(|(_, value)| *value).max()
@@ -207,6 +220,14 @@ mod tests {
         assert!(judge(Kind::Sessions, |_| 400, 0).flat);
         let held = judge(Kind::Descriptors, |second| second.min(1) * 500, 500);
         assert!(!held.flat, "{held:?}");
+    }
+
+    #[test]
+    fn nothing_may_stay_for_ever_at_any_time() {
+        assert!(judge(Kind::Forever, |_| 0, 0).flat);
+        assert!(!judge(Kind::Forever, |_| 1, 0).flat);
+        assert!(!judge(Kind::Forever, |second| u64::from(second == 80), 0).flat);
+        assert!(!judge(Kind::Forever, |_| 0, 1).flat);
     }
 
     #[test]
