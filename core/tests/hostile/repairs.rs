@@ -1,6 +1,8 @@
 //! What the backend loses of living writers' streams is there again, where the
 //! profile asks for that, and shows where it does not.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
