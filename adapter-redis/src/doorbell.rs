@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -99,6 +100,70 @@ impl Drop for Kept {
     }
 }
 
+/// When each server was heard last: what one of them says hides no other's silence
+/// (clause F2).
+struct Signs {
+    servers: Vec<Sign>,
+    probe_after: Duration,
+    probe_timeout: Duration,
+}
+
+#[derive(Clone, Copy)]
+struct Sign {
+    heard: Instant,
+    /// Since when it is asked for a sign of life.
+    asked: Option<Instant>,
+}
+
+impl Signs {
+    fn new(servers: usize, probe_after: Duration, probe_timeout: Duration) -> Self {
+        let sign = Sign {
+            heard: Instant::now(),
+            asked: None,
+        };
+        Self {
+            servers: vec![sign; servers],
+            probe_after,
+            probe_timeout,
+        }
+    }
+
+    fn heard(&mut self, server: usize) {
+        self.servers[server] = Sign {
+            heard: Instant::now(),
+            asked: None,
+        };
+    }
+
+    fn due(&self, sign: &Sign) -> Instant {
+        match sign.asked {
+            Some(asked) => asked + self.probe_timeout,
+            None => sign.heard + self.probe_after,
+        }
+    }
+
+    fn next_look(&self) -> Instant {
+        let due = self.servers.iter().map(|sign| self.due(sign)).min();
+        due.unwrap_or_else(|| Instant::now() + self.probe_after)
+    }
+
+    /// The servers that are to be asked now.
+    fn look(&mut self) -> Result<Vec<usize>, &'static str> {
+        let now = Instant::now();
+        let mut silent = Vec::new();
+        for server in 0..self.servers.len() {
+            if self.due(&self.servers[server]) > now {
+                continue;
+            }
+            if self.servers[server].asked.replace(now).is_some() {
+                return Err("nothing comes from a server of the Cluster");
+            }
+            silent.push(server);
+        }
+        Ok(silent)
+    }
+}
+
 struct Bell {
     storage: RedisStorage,
     me: InstanceId,
@@ -111,10 +176,7 @@ struct Bell {
     ready: VecDeque<Knock>,
     /// Servers from which the engine's present probe has come.
     probed: (u64, HashSet<usize>),
-    /// Servers that were heard since the last look, and when to look again.
-    heard: HashSet<usize>,
-    asked: bool,
-    look: Instant,
+    signs: Signs,
     ended: bool,
 }
 
@@ -144,7 +206,11 @@ async fn open_all(
     for (number, node) in servers.iter().enumerate() {
         kept.push(subscribe(&storage, me, number, node, &inbox).await?);
     }
-    let look = Instant::now() + storage.limits.probe_after();
+    let signs = Signs::new(
+        servers.len(),
+        storage.limits.probe_after(),
+        storage.limits.probe_timeout(),
+    );
     let strangers = storage.attached.strangers();
     let bell = Bell {
         storage,
@@ -157,9 +223,7 @@ async fn open_all(
         _kept: kept,
         ready: VecDeque::new(),
         probed: (0, HashSet::new()),
-        heard: HashSet::new(),
-        asked: false,
-        look,
+        signs,
         ended: false,
     };
     Ok(stream::unfold(bell, |mut bell| async move {
@@ -261,7 +325,7 @@ impl Bell {
                     Turn::Gone(gone.ok().and_then(|why| *why).unwrap_or("the link has ended"))
                 }
                 _ = self.strangers.changed() => Turn::Gone("the server is another one"),
-                () = sleep_until(self.look), if several => Turn::Look,
+                () = sleep_until(self.signs.next_look()), if several => Turn::Look,
             };
             let gone = match turn {
                 Turn::Came(Some((server, payload))) => {
@@ -283,7 +347,7 @@ impl Bell {
     }
 
     fn came(&mut self, server: usize, payload: Bytes) {
-        self.heard.insert(server);
+        self.signs.heard(server);
         if self.inbox.overflow.swap(false, Ordering::AcqRel) {
             self.ready.push_back(Knock::Everything);
         }
@@ -310,21 +374,7 @@ impl Bell {
     /// give one. A link may be well and lead to a server that nobody publishes
     /// at, so the sign is a message that was published as all others are.
     fn look_at_servers(&mut self) -> Result<(), &'static str> {
-        let limits = &self.storage.limits;
-        let silent: Vec<_> = (0..self.servers.len())
-            .filter(|server| !self.heard.contains(server))
-            .collect();
-        if self.asked && !silent.is_empty() {
-            return Err("nothing comes from a server of the Cluster");
-        }
-        if silent.is_empty() {
-            self.asked = false;
-            self.heard.clear();
-            self.look = Instant::now() + limits.probe_after();
-            return Ok(());
-        }
-        self.asked = true;
-        self.look = Instant::now() + limits.probe_timeout();
+        let silent = self.signs.look()?;
         let message = wire::encode(&Knock::Probe(OWN));
         let calls: Vec<_> = silent
             .into_iter()
@@ -341,5 +391,41 @@ impl Bell {
             let _ = storage.router.run(Lane::Control, OPERATION, calls).await;
         });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_is_noticed_within_seven_seconds_whatever_the_others_say() {
+        let (after, patience) = (Duration::from_secs(5), Duration::from_secs(2));
+        // Whenever it was heard last, before or after a look at the others.
+        for millis in [0, 100, 2500, 4999, 5000, 6200] {
+            let mut signs = Signs::new(3, after, patience);
+            let last = Instant::now() + Duration::from_millis(millis);
+            // Until then all answer, as soon as they are asked.
+            while signs.next_look() < last {
+                sleep_until(signs.next_look()).await;
+                for server in signs.look().unwrap() {
+                    signs.heard(server);
+                }
+            }
+            sleep_until(last).await;
+            signs.heard(1);
+            let noticed = loop {
+                sleep_until(signs.next_look()).await;
+                match signs.look() {
+                    Ok(asked) => {
+                        for server in asked.into_iter().filter(|server| *server != 1) {
+                            signs.heard(server);
+                        }
+                    }
+                    Err(_) => break Instant::now(),
+                }
+            };
+            assert_eq!(noticed - last, after + patience, "heard at {millis} ms");
+        }
     }
 }

@@ -1,11 +1,9 @@
 //! Slots that move under load, and masters that stand still.
 
-use std::time::Duration;
-
 use mcp_adapter_conformance::{faults::Signal, server::RedisCluster};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
-use crate::load::{Expect, Load, eventually, limits, two, works};
+use crate::load::{Expect, Load, eventually, limits, noticed, slow_limits, two, works};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_that_move_lose_nothing() {
@@ -49,7 +47,7 @@ async fn a_master_that_stands_still_ends_no_call() {
         let set = ["CONFIG", "SET", "cluster-require-full-coverage", "no"];
         node.command(&set).unwrap();
     }
-    let (a, b) = two(&cluster.url(), &limits().build().unwrap()).await;
+    let (a, b) = two(&cluster.url(), &slow_limits().build().unwrap()).await;
     let load = Load::start(&a, &b, 12).await;
     load.goes_on(100).await;
     let stopped = cluster.nodes_mut()[1].program();
@@ -59,7 +57,7 @@ async fn a_master_that_stands_still_ends_no_call() {
     load.goes_on(100).await;
     let calls = load.calls_that_go_on(20).await;
     assert!(calls >= 4, "{calls} of 12 calls go on");
-    sleep(Duration::from_secs(4).saturating_sub(since.elapsed())).await;
+    noticed(since, &[&a, &b]).await;
     let stopped = cluster.nodes_mut()[1].program();
     stopped.signal(Signal::Continue).unwrap();
     cluster.wait_until_agreed().unwrap();

@@ -10,7 +10,7 @@ use mcp_adapter_core::{Adapter, Health, SessionAdapter, SessionId, SessionRecord
 use mcp_adapter_redis::RedisAdapter;
 use tokio::time::{Instant, sleep};
 
-use crate::load::{Expect, Load, eventually, limits, two, works};
+use crate::load::{Expect, Load, eventually, limits, noticed, slow_limits, two, works};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_connections_lose_nothing() {
@@ -66,10 +66,7 @@ async fn a_half_open_link_is_noticed_and_replaced() {
     let server = Redis::start(&[]).unwrap();
     let link = Link::new();
     let proxy = Proxy::start(server.addr(), &link).unwrap();
-    let limits = limits()
-        .probe_after(Duration::from_secs(5))
-        .probe_timeout(Duration::from_secs(2))
-        .operation_timeout(Duration::from_secs(5))
+    let limits = slow_limits()
         // Only this one is cut off: the other would rightly hold it dead.
         .lease(Duration::from_secs(120))
         .build()
@@ -81,15 +78,7 @@ async fn a_half_open_link_is_noticed_and_replaced() {
     load.goes_on(50).await;
     link.freeze();
     let frozen = Instant::now();
-    eventually("bad health", async || {
-        (a.health() != Health::Ok).then_some(())
-    })
-    .await;
-    assert!(
-        frozen.elapsed() < Duration::from_secs(8),
-        "{:?}",
-        frozen.elapsed()
-    );
+    noticed(frozen, &[&a]).await;
     // What is called now ends with a typed error.
     let asked = Instant::now();
     let id = SessionId::generate();

@@ -12,9 +12,9 @@ use std::{
 use bytes::Bytes;
 use futures::StreamExt;
 use mcp_adapter_core::{
-    Answer, Applied, ClientRequestAdapter, Delivery, EndReason, Error, EventId, Limits,
-    LimitsBuilder, NewClientRequest, OutcomeKind, Position, RpcId, SessionAdapter, SessionId,
-    SessionRecord, TailEvent, TailFrom,
+    Adapter as _, Answer, Applied, ClientRequestAdapter, Delivery, EndReason, Error, EventId,
+    Health, Limits, LimitsBuilder, NewClientRequest, OutcomeKind, Position, RpcId, SessionAdapter,
+    SessionId, SessionRecord, TailEvent, TailFrom,
 };
 use mcp_adapter_redis::RedisAdapter;
 use parking_lot::Mutex;
@@ -35,6 +35,30 @@ pub(crate) fn limits() -> LimitsBuilder {
         .probe_after(Duration::from_millis(500))
         .probe_timeout(Duration::from_millis(500))
         .max_outage(Duration::from_secs(60))
+}
+
+/// The same with the default intervals of the link, which F2 is about.
+pub(crate) fn slow_limits() -> LimitsBuilder {
+    limits()
+        .operation_timeout(Duration::from_secs(5))
+        .probe_after(Duration::from_secs(5))
+        .probe_timeout(Duration::from_secs(2))
+}
+
+/// Within which a dead or half-open link must be noticed (F2), and what a busy
+/// machine may add.
+pub(crate) const NOTICED: Duration = Duration::from_secs(8);
+
+/// Waits until all of these know that something is wrong; asserts that they do in
+/// time.
+pub(crate) async fn noticed(since: Instant, instances: &[&RedisAdapter]) {
+    for instance in instances {
+        eventually("bad health", async || {
+            (instance.health() != Health::Ok).then_some(())
+        })
+        .await;
+    }
+    assert!(since.elapsed() < NOTICED, "{:?}", since.elapsed());
 }
 
 /// What one call has seen.
