@@ -122,12 +122,13 @@ async fn open(options: PostgresOptions, limits: &Limits) -> Result<PostgresStora
     // The server gives up when nobody waits any more.
     let statement = limits.operation_timeout();
     let found = start::start(&options, statement).await?;
-    let begin: Arc<str> = start::begin(statement).into();
+    let begin: Arc<str> = start::begin(&options.schema, statement).into();
     let make_pool = || match &options.pool {
         Some(pool) => Pool::handed(pool.clone(), Arc::clone(&begin)),
         None => {
             let begin = found.pooled.then(|| Arc::clone(&begin));
-            Pool::own(found.connect.clone(), options.max_connections, begin)
+            let set = found.set.as_deref().map(Arc::from);
+            Pool::own(found.connect.clone(), options.max_connections, set, begin)
         }
     };
     let listen = options.direct.as_ref().unwrap_or(&options.connect);

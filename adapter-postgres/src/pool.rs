@@ -46,6 +46,8 @@ enum Source {
         idle: Mutex<Vec<Idle>>,
         permits: Arc<Semaphore>,
         max: u32,
+        /// What sets a new connection up.
+        set: Option<Arc<str>>,
     },
     Handed(PgPool),
 }
@@ -89,13 +91,19 @@ impl Drop for Lent {
 }
 
 impl Pool {
-    pub(crate) fn own(options: PgConnectOptions, max: u32, begin: Option<Arc<str>>) -> Self {
+    pub(crate) fn own(
+        options: PgConnectOptions,
+        max: u32,
+        set: Option<Arc<str>>,
+        begin: Option<Arc<str>>,
+    ) -> Self {
         Self {
             source: Source::Own {
                 options: Box::new(options),
                 idle: Mutex::new(Vec::new()),
                 permits: Arc::new(Semaphore::new(max as usize)),
                 max,
+                set,
             },
             callers: callers(max as usize),
             begin,
@@ -114,9 +122,9 @@ impl Pool {
     /// The same with connections of its own, for another instance.
     pub(crate) fn another(&self) -> Self {
         match &self.source {
-            Source::Own { options, max, .. } => {
-                Self::own((**options).clone(), *max, self.begin.clone())
-            }
+            Source::Own {
+                options, max, set, ..
+            } => Self::own((**options).clone(), *max, set.clone(), self.begin.clone()),
             Source::Handed(pool) => Self {
                 source: Source::Handed(pool.clone()),
                 callers: callers(pool.options().get_max_connections() as usize),
@@ -132,6 +140,7 @@ impl Pool {
                 options,
                 idle,
                 permits,
+                set,
                 ..
             } => {
                 let permit = Arc::clone(permits).acquire_owned().await;
@@ -140,7 +149,7 @@ impl Pool {
                 let connection = match kept {
                     Some(kept) => kept.connection,
                     None => {
-                        let made = PgConnection::connect_with(options).await;
+                        let made = connect(options, set.as_ref()).await;
                         made.map_err(|error| of_connecting(operation, error))?
                     }
                 };
@@ -235,6 +244,18 @@ impl Pool {
             drop(idle);
         }
     }
+}
+
+async fn connect(
+    options: &PgConnectOptions,
+    set: Option<&Arc<str>>,
+) -> Result<PgConnection, sqlx::Error> {
+    let mut connection = PgConnection::connect_with(options).await?;
+    if let Some(set) = set {
+        let set = sqlx::raw_sql(AssertSqlSafe(Arc::clone(set)));
+        connection.execute(set).await?;
+    }
+    Ok(connection)
 }
 
 fn callers(max: usize) -> Semaphore {

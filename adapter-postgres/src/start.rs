@@ -38,38 +38,43 @@ const VACUUM: &str = "autovacuum_vacuum_scale_factor = 0.02, \
     autovacuum_vacuum_threshold = 500, autovacuum_analyze_scale_factor = 0.05, \
     autovacuum_vacuum_cost_delay = 0";
 
-/// Attributes of the functions that the adapter calls: nothing of the session or of
-/// other schemas can change what they mean, and their plans suit tables of any size.
-/// Those that only they call have them from their callers: each change of the search
-/// path costs as much as a lookup.
-const PLAN: &str = "SET search_path = {schema}, pg_temp SET jit = off \
-    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off \
-    SET enable_hashjoin = off SET enable_mergejoin = off";
-
 fn fill(sql: &str, schema: &str) -> String {
-    sql.replace("{plan}", PLAN)
-        .replace("{vacuum}", VACUUM)
+    sql.replace("{vacuum}", VACUUM)
         .replace("{schema}", &format!("\"{schema}\""))
 }
 
-/// Settings of a connection of our own.
-fn timeouts(statement: Duration) -> [(&'static str, String); 3] {
+/// What our calls run with. Nothing of the application's can change what they mean,
+/// and their plans suit tables of any size. The functions have no settings of their
+/// own: changing these at each call costs more than many a call itself.
+fn settings(schema: &str, statement: Duration) -> [(&'static str, String); 9] {
     let millis = |timeout: Duration| timeout.as_millis().max(1).to_string();
+    let off = || "off".to_owned();
     [
         ("statement_timeout", millis(statement)),
         ("lock_timeout", millis(statement / 2)),
         ("idle_in_transaction_session_timeout", millis(statement)),
+        ("search_path", format!("\"{schema}\",pg_temp")),
+        ("plan_cache_mode", "force_generic_plan".into()),
+        ("jit", off()),
+        ("enable_seqscan", off()),
+        ("enable_hashjoin", off()),
+        ("enable_mergejoin", off()),
     ]
 }
 
-/// What begins a transaction where the settings of a connection are not ours.
-pub(crate) fn begin(statement: Duration) -> String {
-    let mut begin = String::from("BEGIN");
-    for (name, value) in timeouts(statement) {
+/// The settings as statements, each after `set`.
+fn set(set: &str, schema: &str, statement: Duration) -> String {
+    let mut text = String::new();
+    for (name, value) in settings(schema, statement) {
         // Writing to a string does not fail.
-        let _ = write!(begin, "; SET LOCAL {name} = {value}");
+        let _ = write!(text, "{set} {name} = {value};");
     }
-    begin
+    text
+}
+
+/// What begins a transaction where the settings of a connection are not ours.
+pub(crate) fn begin(schema: &str, statement: Duration) -> String {
+    format!("BEGIN;{}", set("SET LOCAL", schema, statement))
 }
 
 /// A server that can be used.
@@ -79,6 +84,8 @@ pub(crate) struct Found {
     pub(crate) connect: PgConnectOptions,
     /// Each statement needs a transaction of its own.
     pub(crate) pooled: bool,
+    /// What sets a new connection up, where it cannot be told as it is opened.
+    pub(crate) set: Option<String>,
     /// A commit may be acknowledged before the disk has it.
     pub(crate) lossy: bool,
 }
@@ -108,7 +115,7 @@ pub(crate) async fn start(
     let token = format!("{:016x}", mcp_adapter_core::InstanceId::generate().0 >> 64);
     let marked = base
         .clone()
-        .options(timeouts(statement))
+        .options(settings(&options.schema, statement))
         .options([("mcp_adapter.link", &token)]);
     // A pooler either refuses settings at the start or does not hand them on.
     let (mut connection, seen) = match PgConnection::connect_with(&marked).await {
@@ -142,16 +149,19 @@ pub(crate) async fn start(
     prepare(&mut connection, options).await?;
     // It only says goodbye.
     let _ = connection.close().await;
+    let mut by_hand = None;
     let connect = if pooled {
         base.extra_float_digits(None).statement_cache_capacity(0)
     } else if seen {
-        base.options(timeouts(statement))
+        base.options(settings(&options.schema, statement))
     } else {
-        base
+        by_hand = Some(set("SET", &options.schema, statement));
+        base.extra_float_digits(None)
     };
     Ok(Found {
         connect,
         pooled,
+        set: by_hand,
         lossy,
     })
 }

@@ -224,7 +224,7 @@ CREATE FUNCTION {schema}.append_v1(p_locks bigint[], p_alone boolean,
     w_to bytea[], w_payload text[])
 RETURNS TABLE (kind smallint, i bigint, code smallint, epoch bigint, seq bigint,
     holder bytea, id bigint, lasts bigint, bytes bigint, fresh bigint)
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz;
     r record;

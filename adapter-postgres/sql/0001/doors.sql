@@ -32,7 +32,7 @@ $$;
 -- before the disk has it, or a log that is shorter than the caller has seen it.
 CREATE FUNCTION {schema}.attach_v1(p_incarnation text, p_lsn bigint, p_lossy boolean,
     OUT incarnation text, OUT epoch bigint, OUT lsn bigint)
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     id text := identity_v1();
     born timestamptz := pg_postmaster_start_time();
@@ -97,24 +97,23 @@ LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz := clock_timestamp();
 BEGIN
-    PERFORM pg_notify(s.channel, s.payload)
-    FROM (
-        SELECT d.channel, k.payload
-        FROM unnest(p_to, p_payload) WITH ORDINALITY k (door, payload, i)
-        JOIN door d ON d.instance = k.door AND d.channel IS NOT NULL AND d.expires > t
-        ORDER BY k.i
-    ) s;
-    IF array_position(p_to, NULL) IS NOT NULL THEN
-        PERFORM pg_notify(p_all, k.payload)
-        FROM unnest(p_to, p_payload) k (door, payload)
-        WHERE k.door IS NULL
-            AND EXISTS (SELECT FROM door WHERE channel IS NOT NULL AND expires > t);
-    END IF;
-    INSERT INTO knock (instance, payload, expires)
-    SELECT d.instance, k.payload, t + interval '1 minute'
-    FROM unnest(p_to, p_payload) WITH ORDINALITY k (door, payload, i)
-    JOIN door d ON (k.door IS NULL OR d.instance = k.door) AND d.channel IS NULL AND d.expires > t
-    ORDER BY k.i;
+    FOR n IN 1..cardinality(p_to) LOOP
+        IF p_to[n] IS NULL THEN
+            PERFORM pg_notify(p_all, p_payload[n])
+            WHERE EXISTS (SELECT FROM door d WHERE d.channel IS NOT NULL AND d.expires > t);
+            INSERT INTO knock (instance, payload, expires)
+            SELECT d.instance, p_payload[n], t + interval '1 minute'
+            FROM door d WHERE d.channel IS NULL AND d.expires > t;
+        ELSE
+            PERFORM pg_notify(d.channel, p_payload[n]) FROM door d
+            WHERE d.instance = p_to[n] AND d.channel IS NOT NULL AND d.expires > t;
+            IF NOT FOUND THEN
+                INSERT INTO knock (instance, payload, expires)
+                SELECT d.instance, p_payload[n], t + interval '1 minute'
+                FROM door d WHERE d.instance = p_to[n] AND d.channel IS NULL AND d.expires > t;
+            END IF;
+        END IF;
+    END LOOP;
 END $$;
 
 -- Knocks with short texts: one payload per door, and one more for each 7000 bytes.
@@ -150,7 +149,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION {schema}.knock_v1(p_all text, p_to bytea[], p_payload text[]) RETURNS void
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     -- A hint need not wait for the disk, and the lock of the queue of
     -- notifications is held until the commit is through.
@@ -160,7 +159,7 @@ END $$;
 
 -- Opens a door; without a channel its owner polls.
 CREATE FUNCTION {schema}.door_v1(p_me bytea, p_channel text, p_ttl bigint) RETURNS void
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     until timestamptz := clock_timestamp() + p_ttl * interval '1 microsecond';
 BEGIN
@@ -171,7 +170,7 @@ END $$;
 
 -- Takes what was put before the door of who polls.
 CREATE FUNCTION {schema}.poll_v1(p_me bytea) RETURNS TABLE (payload text)
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM knock k WHERE k.instance = p_me) THEN
         RETURN;
@@ -183,7 +182,7 @@ END $$;
 
 CREATE FUNCTION {schema}.heartbeat_v1(p_me bytea, p_beat bigint, p_ttl bigint)
 RETURNS TABLE (instance bytea, beat bigint, lsn bigint)
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz := clock_timestamp();
     until timestamptz := t + p_ttl * interval '1 microsecond';

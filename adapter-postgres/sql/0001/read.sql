@@ -8,7 +8,7 @@ RETURNS TABLE (i bigint, alive boolean, id bigint, top_epoch bigint, top_seq big
     first_epoch bigint, first_seq bigint, ended smallint, owner bytea,
     holder bytea, number bigint, cancelled boolean,
     epoch bigint, seq bigint, prev_epoch bigint, prev_seq bigint, data bytea)
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz := clock_timestamp();
 BEGIN
@@ -72,7 +72,7 @@ CREATE FUNCTION {schema}.hold_v1(p_key bytea, p_name text, p_standalone boolean,
     OUT top_epoch bigint, OUT top_seq bigint, OUT first_epoch bigint, OUT first_seq bigint,
     OUT ended smallint, OUT owner bytea, OUT holder bytea, OUT number bigint,
     OUT cancelled boolean)
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz;
     s session;
@@ -148,7 +148,7 @@ END $$;
 -- Marks the one open stream of a request. 0 marked, 1 not running, 2 ambiguous,
 -- NULL no session.
 CREATE FUNCTION {schema}.cancel_v1(p_key bytea, p_request bytea, p_ring boolean)
-RETURNS smallint LANGUAGE plpgsql {plan} AS $$
+RETURNS smallint LANGUAGE plpgsql AS $$
 DECLARE
     s session;
     st stream;
@@ -180,7 +180,7 @@ END $$;
 -- Ends streams of dead owners; returns how many.
 CREATE FUNCTION {schema}.claim_v1(p_key bytea[], p_name text[], p_dead bytea[], p_beat bigint[],
     p_lock bigint[], p_ttl bigint[], p_ring boolean)
-RETURNS bigint LANGUAGE plpgsql {plan} AS $$
+RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz := clock_timestamp();
     r record;

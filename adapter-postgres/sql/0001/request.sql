@@ -4,41 +4,53 @@
 CREATE FUNCTION {schema}.put_v1(p_key bytea[], p_id bytea[], p_token bytea[], p_owner bytea[],
     p_timeout bigint[], p_kept bigint[], p_max bigint[])
 RETURNS TABLE (i bigint, code smallint, owner bytea)
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz;
-    r record;
-    s session;
+    number bigint;
+    until timestamptz;
+    ends timestamptz;
+    forgotten timestamptz;
     q request;
     pending boolean;
 BEGIN
-    FOR r IN
-        SELECT * FROM unnest(p_key, p_id, p_token, p_owner, p_timeout, p_kept, p_max)
-            WITH ORDINALITY u (key, id, token, owner, timeout, kept, max, i)
-    LOOP
-        i := r.i;
+    FOR n IN 1..cardinality(p_key) LOOP
+        i := n;
         code := 0;
         owner := NULL;
         -- One at a time per session, for they are counted.
-        SELECT * INTO s FROM session x WHERE x.key = r.key FOR NO KEY UPDATE;
+        SELECT x.sid, x.expires INTO number, until FROM session x
+        WHERE x.key = p_key[n] FOR NO KEY UPDATE;
         t := clock_timestamp();
-        IF NOT FOUND OR s.expires <= t THEN
+        IF number IS NULL OR until <= t THEN
             code := 3;
             RETURN NEXT;
             CONTINUE;
         END IF;
-        SELECT * INTO q FROM request x WHERE x.sid = s.sid AND x.id = r.id FOR UPDATE;
+        ends := t + p_timeout[n] * interval '1 microsecond';
+        forgotten := ends + p_kept[n] * interval '1 microsecond';
+        -- Nearly all have an id of their own, and need no second look.
+        INSERT INTO request (sid, id, token, owner, due, kept, forget)
+        SELECT number, p_id[n], p_token[n], p_owner[n], ends, p_kept[n], forgotten
+        WHERE p_max[n] > (SELECT count(*) FROM request x
+            WHERE x.sid = number AND x.outcome IS NULL AND x.due > t)
+        ON CONFLICT DO NOTHING;
+        IF FOUND THEN
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        SELECT * INTO q FROM request x WHERE x.sid = number AND x.id = p_id[n] FOR UPDATE;
         IF FOUND AND q.forget <= t THEN
-            DELETE FROM request x WHERE x.sid = s.sid AND x.id = r.id;
+            DELETE FROM request x WHERE x.sid = number AND x.id = p_id[n];
             q := NULL;
         END IF;
-        IF q.token = r.token OR r.token = ANY (q.former) THEN
+        IF q.token = p_token[n] OR p_token[n] = ANY (q.former) THEN
             RETURN NEXT;
             CONTINUE;
         END IF;
         pending := q.id IS NOT NULL AND q.outcome IS NULL AND q.due > t;
-        IF r.max <= (SELECT count(*) FROM request x
-            WHERE x.sid = s.sid AND x.outcome IS NULL AND x.due > t) - pending::integer THEN
+        IF p_max[n] <= (SELECT count(*) FROM request x
+            WHERE x.sid = number AND x.outcome IS NULL AND x.due > t) - pending::integer THEN
             code := 2;
             RETURN NEXT;
             CONTINUE;
@@ -48,8 +60,7 @@ BEGIN
             owner := q.owner;
         END IF;
         INSERT INTO request AS x (sid, id, token, owner, due, kept, forget)
-        VALUES (s.sid, r.id, r.token, r.owner, t + r.timeout * interval '1 microsecond', r.kept,
-            t + (r.timeout + r.kept) * interval '1 microsecond')
+        VALUES (number, p_id[n], p_token[n], p_owner[n], ends, p_kept[n], forgotten)
         ON CONFLICT (sid, id) DO UPDATE SET token = excluded.token, owner = excluded.owner,
             due = excluded.due, kept = excluded.kept, forget = excluded.forget,
             former = (array_prepend(x.token, x.former))[1:8],
@@ -65,32 +76,25 @@ CREATE FUNCTION {schema}.settle_v1(p_key bytea[], p_id bytea[], p_token bytea[],
     p_outcome smallint[], p_payload bytea[], p_dead bytea[], p_beat bigint[],
     p_attempt bytea[], p_text text[], p_ring boolean)
 RETURNS TABLE (i bigint, code smallint, outcome smallint)
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz;
-    r record;
     q request;
-    number bigint;
     doors bytea[] := '{}';
     texts text[] := '{}';
 BEGIN
-    FOR r IN
-        SELECT * FROM unnest(p_key, p_id, p_token, p_outcome, p_payload, p_dead, p_beat,
-                p_attempt, p_text)
-            WITH ORDINALITY u (key, id, token, outcome, payload, dead, beat, attempt, text, i)
-    LOOP
-        i := r.i;
+    FOR n IN 1..cardinality(p_key) LOOP
+        i := n;
         outcome := NULL;
-        SELECT s.sid INTO number FROM session s
-        WHERE s.key = r.key AND s.expires > clock_timestamp();
-        SELECT * INTO q FROM request x WHERE x.sid = number AND x.id = r.id FOR UPDATE;
+        SELECT x.* INTO q FROM session s JOIN request x ON x.sid = s.sid AND x.id = p_id[n]
+        WHERE s.key = p_key[n] AND s.expires > clock_timestamp() FOR UPDATE OF x;
         t := clock_timestamp();
         IF NOT FOUND OR q.forget <= t THEN
             code := 3;
-        ELSIF r.attempt = ANY (q.won) OR q.attempt = r.attempt
-            AND (r.token IS NULL OR r.token = q.token) THEN
+        ELSIF p_attempt[n] = ANY (q.won) OR q.attempt = p_attempt[n]
+            AND (p_token[n] IS NULL OR p_token[n] = q.token) THEN
             code := 0;
-        ELSIF r.token <> q.token THEN
+        ELSIF p_token[n] <> q.token THEN
             code := 1;
             outcome := 7;
         ELSIF q.outcome IS NOT NULL THEN
@@ -99,17 +103,18 @@ BEGIN
         ELSIF q.due <= t THEN
             code := 1;
             outcome := 3;
-        ELSIF r.dead IS NOT NULL AND (r.dead <> q.owner OR NOT dead_v1(r.dead, r.beat)) THEN
+        ELSIF p_dead[n] IS NOT NULL
+            AND (p_dead[n] <> q.owner OR NOT dead_v1(p_dead[n], p_beat[n])) THEN
             code := 2;
         ELSE
             code := 0;
-            UPDATE request x SET outcome = r.outcome, payload = r.payload, attempt = r.attempt,
-                forget = t + q.kept * interval '1 microsecond'
+            UPDATE request x SET outcome = p_outcome[n], payload = p_payload[n],
+                attempt = p_attempt[n], forget = t + q.kept * interval '1 microsecond'
             WHERE x.sid = q.sid AND x.id = q.id;
         END IF;
         IF code = 0 THEN
             doors := doors || q.owner;
-            texts := texts || r.text;
+            texts := texts || p_text[n];
         END IF;
         RETURN NEXT;
     END LOOP;
@@ -122,7 +127,7 @@ END $$;
 -- make each row one look into an index, whatever the planner believes of the tables.
 CREATE FUNCTION {schema}.requests_v1(p_key bytea[], p_id bytea[], p_token bytea[])
 RETURNS TABLE (i bigint, alive boolean, owner bytea, outcome smallint, payload bytea)
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz := clock_timestamp();
 BEGIN

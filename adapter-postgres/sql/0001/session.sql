@@ -24,7 +24,7 @@ END $$;
 
 CREATE FUNCTION {schema}.create_v1(p_key bytea, p_principal bytea, p_record bytea, p_creator bytea,
     p_idle bigint, p_slack bigint, p_hard bigint)
-RETURNS boolean LANGUAGE plpgsql {plan} AS $$
+RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz;
     s session;
@@ -64,7 +64,7 @@ CREATE FUNCTION {schema}.enter_v1(p_key bytea, p_principal bytea, p_name text, p
     p_request bytea, p_max_open bigint, p_max_bytes bigint,
     OUT code smallint, OUT record bytea, OUT revision bigint,
     OUT id bigint, OUT lasts bigint, OUT bytes bigint, OUT fresh bigint)
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz;
     s session;
@@ -120,7 +120,7 @@ END $$;
 
 -- The revision after it; 0: another one is stored; NULL: no session.
 CREATE FUNCTION {schema}.update_v1(p_key bytea, p_revision bigint, p_record bytea)
-RETURNS bigint LANGUAGE plpgsql {plan} AS $$
+RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     s session;
 BEGIN
@@ -140,7 +140,7 @@ END $$;
 
 -- Who is to be told; NULL: no such session.
 CREATE FUNCTION {schema}.delete_v1(p_key bytea, p_principal bytea, p_tombstone bigint)
-RETURNS bytea[] LANGUAGE plpgsql {plan} AS $$
+RETURNS bytea[] LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz;
     s session;

@@ -13,7 +13,7 @@ END $$;
 -- Adds to the counts of sessions and their principals; tells the bytes after it.
 CREATE FUNCTION {schema}.account_v1(p_key bytea[], p_events bigint[], p_bytes bigint[])
 RETURNS TABLE (key bytea, total bigint)
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     r record;
     owner bytea;
@@ -45,7 +45,7 @@ END $$;
 -- Brings a session under its bytes: the streams that ended first go first, then the
 -- oldest events. Counts it anew, and returns what is left; NULL: no session.
 CREATE FUNCTION {schema}.shrink_v1(p_key bytea, p_max bigint) RETURNS bigint
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     s session;
     r record;
@@ -114,7 +114,7 @@ END $$;
 -- One step of sweeping: at most `p_budget` things are removed or ended.
 CREATE FUNCTION {schema}.sweep_v1(p_budget bigint, p_dead bytea[], p_beat bigint[],
     p_lock bigint[], p_ttl bigint, p_ring boolean, OUT removed bigint, OUT more boolean)
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz := clock_timestamp();
     r record;
@@ -236,7 +236,7 @@ END $$;
 -- a balance; an append that was under way when its session was deleted leaves such.
 -- Returns where to go on; 0 at the end.
 CREATE FUNCTION {schema}.tidy_v1(p_from bigint, p_steps bigint) RETURNS bigint
-LANGUAGE plpgsql {plan} AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     at bigint := p_from;
     r record;
@@ -268,7 +268,7 @@ END $$;
 -- sweeps; then it is not `exact`. `took`: microseconds.
 CREATE FUNCTION {schema}.stats_v1(OUT sessions bigint, OUT streams bigint, OUT events bigint,
     OUT bytes bigint, OUT pending bigint, OUT exact boolean, OUT took bigint)
-LANGUAGE plpgsql SET search_path = {schema}, pg_temp SET jit = off AS $$
+LANGUAGE plpgsql SET enable_seqscan = on SET enable_hashjoin = on SET enable_mergejoin = on AS $$
 DECLARE
     t timestamptz := clock_timestamp();
 BEGIN
