@@ -1,6 +1,9 @@
 //! Appends: a batch is one statement.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use mcp_adapter_core::{
     Applied, Error, ErrorKind, InstanceId, Position, Result, SessionKey, StreamId,
@@ -10,6 +13,7 @@ use sqlx::postgres::{PgDatabaseError, PgRow};
 use tokio::time::Instant;
 
 use crate::{
+    bell::{self, Wakes},
     call::{Given, all, bits, count, get, index, micros, odd, position},
     codec,
     error::{LEASE_IS_OVER, breaks_connection, code, is_queue_full},
@@ -65,21 +69,29 @@ fn plain(append: &Append) -> Option<Position> {
 }
 
 impl Inner {
-    pub(crate) async fn append(&self, batch: &[Append]) -> Result<Vec<Appended>> {
+    pub(crate) async fn append(self: &Arc<Self>, batch: &[Append]) -> Result<Vec<Appended>> {
         if self.known.is_due() {
             self.write_counts().await?;
         }
         let mut division = self.divide(batch);
-        let mut rings = true;
+        let mut later = bell::wakes(batch);
+        let mut first = self.bell.first(&mut later);
         // Each remedy helps once; beyond that the engine repeats.
         for _ in 0..4 {
-            let given = self.append_arguments(batch, &division, rings);
+            let (sql, given) = self.append_call(batch, &division, &first);
             let quick = division.quick.iter();
             self.known.lend(quick.map(|(index, _)| key(&batch[*index])));
             let sent = Instant::now();
-            let sql = &self.functions().append;
             let error = match self.look("append", Who::Engine, sql, given).await? {
-                Ok(rows) => return self.appended(batch, &division, sent, &rows),
+                Ok(rows) => {
+                    self.ring_soon(later);
+                    let rows = if division.is_quick(batch) {
+                        &[]
+                    } else {
+                        &rows[..]
+                    };
+                    return self.appended(batch, &division, sent, rows);
+                }
                 Err(error) => error,
             };
             let refused = code(&error);
@@ -95,9 +107,9 @@ impl Inner {
                     metrics::counter!("mcp_adapter_postgres_leases_over_total").increment(1);
                     division.turn_careful(batch, &streams_of(&error));
                 }
-                Some(_) if rings && is_queue_full(&error) => {
+                Some(_) if !first.is_empty() && is_queue_full(&error) => {
                     queue_is_full(&error);
-                    rings = false;
+                    first.clear();
                 }
                 _ => return Err(self.failed("append", error)),
             }
@@ -138,46 +150,40 @@ impl Inner {
         division
     }
 
-    fn append_arguments(&self, batch: &[Append], division: &Division, rings: bool) -> Given {
-        let locks: BTreeSet<i64> = {
-            let owned = batch
-                .iter()
-                .filter(|append| matches!(append.place, Place::Owned { .. }));
-            let writers: BTreeSet<_> = owned.map(writer).collect();
-            writers
-                .into_iter()
-                .map(|writer| self.lock_of(writer))
-                .collect()
-        };
-        let attached = self.attached.lock().clone();
-        let mut careful = division.careful.iter().map(|index| &batch[*index]);
-        let alone = careful.any(|append| self.known.is_in_doubt(&key(append)));
-        let given = Given::new()
-            .bind(locks.into_iter().collect::<Vec<_>>())
-            .bind(alone)
-            .bind(
-                attached
-                    .as_ref()
-                    .map(|attached| attached.incarnation.clone()),
-            )
-            .bind(attached.map_or(0, |attached| attached.lsn));
-        let quick: Vec<_> = division
-            .quick
+    fn append_call(
+        &self,
+        batch: &[Append],
+        division: &Division,
+        first: &Wakes,
+    ) -> (&Arc<str>, Given) {
+        let owned = batch
             .iter()
+            .filter(|append| matches!(append.place, Place::Owned { .. }));
+        let writers: BTreeSet<_> = owned.map(writer).collect();
+        let locks: BTreeSet<_> = writers.into_iter().map(|it| self.lock_of(it)).collect();
+        let given = Given::new().bind(locks.into_iter().collect::<Vec<_>>());
+        let quick = division.quick.iter();
+        let quick: Vec<_> = quick
             .map(|(index, lease)| (&batch[*index], *lease))
             .collect();
-        let careful: Vec<_> = division
-            .careful
-            .iter()
-            .map(|index| &batch[*index])
-            .collect();
-        let given = bind_careful(bind_quick(given, &quick), &careful);
-        let (doors, payloads) = if rings {
-            wakes(batch)
-        } else {
-            Default::default()
-        };
-        given.bind(doors).bind(payloads)
+        let (doors, payloads) = payloads(first);
+        if division.is_quick(batch) {
+            let given = bind_quick(given, &quick).bind(doors).bind(payloads);
+            return (&self.functions().append_quick, given);
+        }
+        let careful = division.careful.iter();
+        let careful: Vec<_> = careful.map(|index| &batch[*index]).collect();
+        let alone = |append: &&Append| self.known.is_in_doubt(&key(append));
+        let attached = self.attached.lock().clone();
+        let (incarnation, lsn) =
+            attached.map_or((None, 0), |known| (Some(known.incarnation), known.lsn));
+        let given = given
+            .bind(careful.iter().any(alone))
+            .bind(incarnation)
+            .bind(lsn);
+        let given = bind_ends(bind_quick(given, &quick), &quick);
+        let given = bind_careful(given, &careful).bind(doors).bind(payloads);
+        (&self.functions().append, given)
     }
 
     fn appended(
@@ -341,6 +347,13 @@ impl Inner {
 }
 
 impl Division {
+    /// Nothing has to be looked at, ended or trimmed.
+    fn is_quick(&self, batch: &[Append]) -> bool {
+        let mut quick = self.quick.iter().map(|(index, _)| &batch[*index]);
+        self.careful.is_empty()
+            && quick.all(|append| append.finish.is_none() && append.trim.is_none())
+    }
+
     /// The order in which all batches take their sessions.
     fn sort_careful(&mut self, batch: &[Append]) {
         self.careful.sort_by(|one, other| {
@@ -376,28 +389,33 @@ fn streams_of(error: &sqlx::Error) -> Vec<i64> {
 }
 
 fn bind_quick(given: Given, quick: &[(&Append, Lease)]) -> Given {
+    let at = |append: &Append| plain(append).unwrap_or(Position::START);
+    let mut leases: Vec<_> = quick
+        .iter()
+        .map(|(_, lease)| (lease.id, lease.fresh))
+        .collect();
+    leases.dedup();
+    let column = |of: fn(&Lease, Position) -> i64| -> Vec<_> {
+        let each = quick.iter();
+        each.map(|(append, lease)| of(lease, at(append))).collect()
+    };
+    let data: Vec<_> = quick.iter().map(|(append, _)| data(append)).collect();
+    given
+        .bind(leases.iter().map(|lease| lease.0).collect::<Vec<_>>())
+        .bind(leases.iter().map(|lease| lease.1).collect::<Vec<_>>())
+        .bind(column(|lease, _| lease.id))
+        .bind(column(|_, at| i64::from(at.epoch)))
+        .bind(column(|_, at| bits(at.seq)))
+        .bind(data)
+}
+
+/// What of them ends its stream, and what trims it.
+fn bind_ends(given: Given, quick: &[(&Append, Lease)]) -> Given {
     let entries = || quick.iter();
     let at = |append: &Append| plain(append).unwrap_or(Position::START);
     let ends = || entries().filter(|(append, _)| append.finish.is_some());
     let trims = || entries().filter_map(|(append, lease)| Some((lease.id, append.trim?)));
     given
-        .bind(entries().map(|(_, lease)| lease.id).collect::<Vec<_>>())
-        .bind(entries().map(|(_, lease)| lease.fresh).collect::<Vec<_>>())
-        .bind(
-            entries()
-                .map(|(append, _)| i64::from(at(append).epoch))
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            entries()
-                .map(|(append, _)| bits(at(append).seq))
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            entries()
-                .map(|(append, _)| data(append))
-                .collect::<Vec<_>>(),
-        )
         .bind(ends().map(|(_, lease)| lease.id).collect::<Vec<_>>())
         .bind(
             ends()
@@ -503,20 +521,14 @@ fn bind_careful(given: Given, careful: &[&Append]) -> Given {
         )
 }
 
-/// The wake-ups of a batch: each holder hears of each stream once.
-fn wakes(batch: &[Append]) -> (Vec<[u8; 16]>, Vec<String>) {
-    let mut wakes: BTreeSet<(InstanceId, SessionKey, &StreamId)> = BTreeSet::new();
-    for append in batch {
-        if let Some(holder) = append.wake {
-            wakes.insert((holder, append.session, &append.stream));
-        }
-    }
+/// Wake-ups as payloads, each with its door.
+fn payloads(wakes: &Wakes) -> (Vec<[u8; 16]>, Vec<String>) {
     let mut lines: Vec<(InstanceId, Vec<String>)> = Vec::new();
     for (holder, session, stream) in wakes {
-        let line = codec::line(&Knock::Wake(session, Target::Stream(stream.clone())));
+        let line = codec::line(&Knock::Wake(*session, Target::Stream(stream.clone())));
         match lines.last_mut() {
-            Some((last, lines)) if *last == holder => lines.push(line),
-            _ => lines.push((holder, vec![line])),
+            Some((last, lines)) if last == holder => lines.push(line),
+            _ => lines.push((*holder, vec![line])),
         }
     }
     let payloads = lines.into_iter().flat_map(|(holder, lines)| {

@@ -31,9 +31,11 @@ functions! {
     enter "enter_v1" 7;
     update "update_v1" 3;
     delete "delete_v1" 3;
-    append "append_v1" 35;
+    append "append_v1" 36;
+    append_quick "append_quick_v1" 9;
     read "read_v1" 7;
     hold "hold_v1" 9;
+    let_through "let_through_v1" 2;
     shrink "shrink_v1" 2;
     put "put_v1" 7;
     settle "settle_v1" 10;

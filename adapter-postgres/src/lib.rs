@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod append;
+mod bell;
 mod call;
 mod codec;
 mod doorbell;

@@ -19,6 +19,7 @@ use sqlx::postgres::{PgConnectOptions, PgRow};
 use tokio::sync::watch;
 
 use crate::{
+    bell::Bell,
     call::{Functions, Given},
     error::{OTHER_HISTORY, code, is_queue_full, of_statement},
     known::Known,
@@ -60,6 +61,7 @@ pub(crate) struct Inner {
     pub(crate) place: Place,
     pub(crate) pool: Pool,
     pub(crate) known: Known,
+    pub(crate) bell: Bell,
     pub(crate) attached: Mutex<Option<Attached>>,
     /// Raised where the history turned out to be another one: the wake-up link
     /// ends, and the engine attaches anew.
@@ -80,6 +82,7 @@ impl PostgresStorage {
             known: Known::new(place.session_bytes),
             place,
             pool,
+            bell: Bell::default(),
             attached: Mutex::new(None),
             histories: watch::Sender::new(0),
             upkeep: Mutex::default(),

@@ -202,11 +202,48 @@ BEGIN
     END IF;
 END $$;
 
--- A batch. The arrays `f_` are appends to streams of which the writer has the
--- lease, each behind the last that it knows of: they are stored in one go, or the
--- batch fails with MA001, which names those streams whose lease is over, and they
--- come again as `s_`. `e_` ends streams of `f_`, `t_` trims them. The writer sorts
--- all by stream, so that batches do not wait for each other in a circle.
+-- Events of streams of which the writer has the lease: `l_` are these streams, each
+-- once and in their order. They are stored in one go, or the batch fails with MA001,
+-- which names those streams whose lease is over. All leases are compared as one: a
+-- join looks each event's stream up by itself, at nearly three times the price.
+CREATE FUNCTION {schema}.store_v1(l_id bigint[], l_fresh bigint[],
+    f_id bigint[], f_epoch bigint[], f_seq bigint[], f_data bytea[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    now_micros bigint := micros_v1(clock_timestamp());
+BEGIN
+    INSERT INTO event (stream, epoch, seq, data)
+    SELECT u.id, u.epoch, u.seq, u.data
+    FROM unnest(f_id, f_epoch, f_seq, f_data) u (id, epoch, seq, data)
+    WHERE (l_fresh, true) = (
+        SELECT array_agg(l.fresh), min(l.fresh) > now_micros
+        FROM (SELECT x.fresh FROM stream x WHERE x.id = ANY (l_id) ORDER BY x.id) l);
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'a lease is over' USING ERRCODE = 'MA001', DETAIL = (
+            SELECT coalesce(string_agg(u.id::text, ' '), '')
+            FROM unnest(l_id, l_fresh) u (id, fresh)
+            LEFT JOIN stream st ON st.id = u.id AND st.fresh = u.fresh
+            WHERE st.id IS NULL OR u.fresh <= now_micros);
+    END IF;
+END $$;
+
+-- A batch of nothing else, which most are: each argument costs.
+CREATE FUNCTION {schema}.append_quick_v1(p_locks bigint[], l_id bigint[], l_fresh bigint[],
+    f_id bigint[], f_epoch bigint[], f_seq bigint[], f_data bytea[],
+    w_to bytea[], w_payload text[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(l) FROM unnest(p_locks) l;
+    PERFORM store_v1(l_id, l_fresh, f_id, f_epoch, f_seq, f_data);
+    IF cardinality(w_to) > 0 THEN
+        PERFORM send_v1(NULL, w_to, w_payload);
+    END IF;
+END $$;
+
+-- Any batch. The arrays `l_` and `f_` are appends to streams of which the writer has
+-- the lease, each behind the last that it knows of; where a lease is over they come
+-- again as `s_`. `e_` ends streams of `f_`, `t_` trims them. The writer sorts all by
+-- stream, so that batches do not wait for each other in a circle.
 --
 -- Rows of kind 0 answer `s_`; those of kind 2 count what was trimmed.
 --
@@ -214,7 +251,8 @@ END $$;
 -- is over before this begins, or comes after it, when the lease is another one.
 CREATE FUNCTION {schema}.append_v1(p_locks bigint[], p_alone boolean,
     p_incarnation text, p_lsn bigint,
-    f_id bigint[], f_fresh bigint[], f_epoch bigint[], f_seq bigint[], f_data bytea[],
+    l_id bigint[], l_fresh bigint[],
+    f_id bigint[], f_epoch bigint[], f_seq bigint[], f_data bytea[],
     e_id bigint[], e_epoch bigint[], e_seq bigint[], e_end smallint[], e_ttl bigint[],
     t_id bigint[], t_epoch bigint[], t_seq bigint[],
     s_key bytea[], s_name text[], s_shared boolean[], s_writer bytea[],
@@ -229,8 +267,7 @@ DECLARE
     t timestamptz;
     r record;
     o record;
-    stored bigint;
-    now_micros bigint;
+    ended bigint;
 BEGIN
     -- Whoever ends the streams of a dead writer waits until its statements that are
     -- under way are through, and those that come later see the end.
@@ -274,30 +311,15 @@ BEGIN
         END LOOP;
     END IF;
     IF cardinality(f_id) > 0 THEN
+        PERFORM store_v1(l_id, l_fresh, f_id, f_epoch, f_seq, f_data);
         t := clock_timestamp();
-        now_micros := micros_v1(t);
-        INSERT INTO event (stream, epoch, seq, data)
-        SELECT u.id, u.epoch, u.seq, u.data
-        FROM unnest(f_id, f_fresh, f_epoch, f_seq, f_data) u (id, fresh, epoch, seq, data)
-        JOIN LATERAL (
-            SELECT FROM stream x WHERE x.id = u.id AND x.fresh = u.fresh LIMIT 1
-        ) st ON true
-        WHERE u.fresh > now_micros;
-        GET DIAGNOSTICS stored = ROW_COUNT;
-        IF stored < cardinality(f_id) THEN
-            RAISE EXCEPTION 'a lease is over' USING ERRCODE = 'MA001', DETAIL = (
-                SELECT string_agg(DISTINCT u.id::text, ' ')
-                FROM unnest(f_id, f_fresh) u (id, fresh)
-                LEFT JOIN stream st ON st.id = u.id AND st.fresh = u.fresh
-                WHERE st.id IS NULL OR u.fresh <= now_micros);
-        END IF;
         IF cardinality(e_id) > 0 THEN
             UPDATE stream st SET ended = u.end_, epoch = u.epoch, seq = u.seq,
                 expires = t + u.ttl * interval '1 microsecond', fresh = 0
             FROM unnest(e_id, e_epoch, e_seq, e_end, e_ttl) u (id, epoch, seq, end_, ttl)
             WHERE st.id = u.id AND st.ended IS NULL;
-            GET DIAGNOSTICS stored = ROW_COUNT;
-            IF stored < cardinality(e_id) THEN
+            GET DIAGNOSTICS ended = ROW_COUNT;
+            IF ended < cardinality(e_id) THEN
                 RAISE EXCEPTION 'a lease is over' USING ERRCODE = 'MA001', DETAIL = '';
             END IF;
         END IF;
