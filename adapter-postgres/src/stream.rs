@@ -1,6 +1,6 @@
 //! Reads, holders, cancel marks and claims.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use mcp_adapter_core::{
@@ -18,6 +18,9 @@ use crate::{
 
 const READ: &str = "read";
 const HOLD: &str = "hold";
+/// How long a new holder waits for appends of the stream's owner that are under way,
+/// and holds up those that follow. Longer ones are left to the catch-up.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 fn at(operation: &'static str, row: &PgRow, epoch: usize, seq: usize) -> Result<Option<Position>> {
     position(
@@ -116,13 +119,14 @@ impl Inner {
         me: InstanceId,
         hold: Hold,
     ) -> Result<Held> {
+        const RELEASE: i16 = 2;
         let (kind, from, number, cursor) = match hold {
             Hold::Take => (0_i16, None, 0, Position::START),
             Hold::TakeFrom(from) => {
                 let number = from.map_or(0, |from| from.number);
                 (1, from.map(|from| from.instance), number, Position::START)
             }
-            Hold::Release { number, cursor } => (2, None, number, cursor),
+            Hold::Release { number, cursor } => (RELEASE, None, number, cursor),
         };
         let given = Given::new()
             .bind(session.0)
@@ -138,13 +142,20 @@ impl Inner {
         let row = &self.run_one(HOLD, Who::Caller, sql, given).await?;
         match get::<i16>(HOLD, row, 0)? {
             0 => {
+                let state = state(HOLD, row, 5)?;
+                if let (None, Some(owner)) = (state.end, state.owner)
+                    && owner != me
+                    && kind != RELEASE
+                {
+                    self.let_through(owner).await;
+                }
                 let held: i64 = get(HOLD, row, 1)?;
                 let former: Option<&[u8]> = get(HOLD, row, 2)?;
                 Ok(Held::Done {
                     number: held.cast_unsigned(),
                     former: former.and_then(codec::instance),
                     cursor: at(HOLD, row, 3, 4)?.ok_or_else(|| odd(HOLD))?,
-                    state: state(HOLD, row, 5)?,
+                    state,
                 })
             }
             1 => {
@@ -154,6 +165,18 @@ impl Inner {
             2 => Ok(Held::NoStream),
             3 => Ok(Held::NoSession),
             _ => Err(odd(HOLD)),
+        }
+    }
+
+    /// An append of the owner that is under way has the lease from before this hold:
+    /// it wakes nobody here, and a read that comes before its commit does not see it.
+    async fn let_through(&self, owner: InstanceId) {
+        let given = Given::new()
+            .bind(self.lock_of(owner))
+            .bind(PATIENCE.as_millis().to_string());
+        let sql = &self.functions().let_through;
+        if let Err(error) = self.run(HOLD, Who::Caller, sql, given).await {
+            tracing::debug!(%error, "an append of a stream's owner takes long");
         }
     }
 

@@ -145,6 +145,17 @@ BEGIN
     cancelled := st.cancelled;
 END $$;
 
+-- Waits until those appends of a writer are through that are under way. They may not
+-- have seen who holds a stream by now, and wake whoever held it before. Appends that
+-- come meanwhile wait as well, so this gives up soon.
+CREATE FUNCTION {schema}.let_through_v1(p_lock bigint, p_patience text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    PERFORM set_config('lock_timeout', p_patience, true);
+    PERFORM pg_advisory_xact_lock(p_lock);
+END $$;
+
 -- Marks the one open stream of a request. 0 marked, 1 not running, 2 ambiguous,
 -- NULL no session.
 CREATE FUNCTION {schema}.cancel_v1(p_key bytea, p_request bytea, p_ring boolean)
