@@ -20,7 +20,7 @@ use std::{fmt, sync::Arc};
 
 use mcp_adapter_core::{Engine, EngineAdapter, ErrorKind, Limits};
 pub use sqlx;
-use sqlx::{ConnectOptions, PgPool};
+use sqlx::PgPool;
 
 use self::{call::Functions, pool::Pool, storage::Place};
 pub use self::{
@@ -136,7 +136,7 @@ async fn open(options: PostgresOptions, limits: &Limits) -> Result<PostgresStora
     let mut place = Place {
         schema: options.schema.as_str().into(),
         functions: Arc::new(Functions::of(&options.schema)),
-        listen: listen.clone().disable_statement_logging(),
+        listen: start::quiet(listen),
         wake: options.wake,
         lossy: found.lossy,
         session_bytes: limits.session_bytes(),

@@ -102,16 +102,21 @@ async fn ask(connection: &mut PgConnection, sql: &'static str) -> Result<PgRow, 
         .map_err(ConnectError::Server)
 }
 
+/// So that nothing that is sent gets into a log, and people see whose a connection is.
+pub(crate) fn quiet(connect: &PgConnectOptions) -> PgConnectOptions {
+    let connect = connect.clone().disable_statement_logging();
+    match connect.get_application_name() {
+        Some(_) => connect,
+        None => connect.application_name("mcp-adapter"),
+    }
+}
+
 /// Connects, finds out what is there, and makes the tables if need be.
 pub(crate) async fn start(
     options: &PostgresOptions,
     statement: Duration,
 ) -> Result<Found, ConnectError> {
-    let base = options.connect.clone().disable_statement_logging();
-    let base = match base.get_application_name() {
-        Some(_) => base,
-        None => base.application_name("mcp-adapter"),
-    };
+    let base = quiet(&options.connect);
     let token = format!("{:016x}", mcp_adapter_core::InstanceId::generate().0 >> 64);
     let marked = base
         .clone()

@@ -157,7 +157,8 @@ BEGIN
     PERFORM send_v1(p_all, p_to, p_payload);
 END $$;
 
--- Opens a door; without a channel its owner polls.
+-- Opens a door; without a channel its owner polls. What was put before it while its
+-- owner's link was down stays: a signal is in no log.
 CREATE FUNCTION {schema}.door_v1(p_me bytea, p_channel text, p_ttl bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -165,7 +166,6 @@ DECLARE
 BEGIN
     INSERT INTO door VALUES (p_me, p_channel, until)
     ON CONFLICT (instance) DO UPDATE SET channel = p_channel, expires = until;
-    DELETE FROM knock WHERE instance = p_me;
 END $$;
 
 -- Takes what was put before the door of who polls.

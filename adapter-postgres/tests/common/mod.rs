@@ -12,7 +12,10 @@ use std::{
 
 use bytes::Bytes;
 use futures::StreamExt;
-use mcp_adapter_conformance::{faults::Signal, server::Postgres};
+use mcp_adapter_conformance::{
+    faults::{Link, Proxy, Signal},
+    server::Postgres,
+};
 use mcp_adapter_core::{
     Adapter, Answer, ClientRequestAdapter, Delivery, EndReason, EventId, Health, Limits,
     NewClientRequest, OutcomeKind, Position, RpcId, SessionAdapter, SessionId, SessionRecord,
@@ -67,6 +70,12 @@ impl Setting {
         PgConnection::connect(&self.url).await.unwrap()
     }
 
+    /// The server's `server_version_num`.
+    pub(crate) async fn version(&self) -> i64 {
+        let version = "SELECT current_setting('server_version_num')::bigint";
+        number(&mut self.admin().await, version).await
+    }
+
     /// Both are healthy again in time.
     pub(crate) async fn recovers(&self) {
         let until = Instant::now() + NOTICED + Duration::from_secs(5);
@@ -77,6 +86,19 @@ impl Setting {
             }
         }
     }
+}
+
+/// An instance behind a proxy, and one beside it.
+pub(crate) async fn behind_a_proxy(
+    setting: &mut Setting,
+    limits: Limits,
+) -> (Link, Proxy, PostgresAdapter) {
+    let link = Link::new();
+    let proxy = Proxy::start(setting.server.program().addr(), &link).unwrap();
+    let url = format!("postgres://postgres@{}/postgres", proxy.addr());
+    let far = PostgresAdapter::connect(&url, limits).await.unwrap();
+    far.stats().await.unwrap();
+    (link, proxy, far)
 }
 
 pub(crate) async fn sql(connection: &mut PgConnection, text: impl Into<String>) {
