@@ -1,6 +1,6 @@
 //! Opening: what the server is, what is between it and here, and its tables.
 
-use std::{fmt::Write as _, time::Duration};
+use std::time::Duration;
 
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row,
@@ -62,19 +62,18 @@ fn settings(schema: &str, statement: Duration) -> [(&'static str, String); 9] {
     ]
 }
 
-/// The settings as statements, each after `set`.
-fn set(set: &str, schema: &str, statement: Duration) -> String {
-    let mut text = String::new();
-    for (name, value) in settings(schema, statement) {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{set} {name} = {value};");
-    }
-    text
+/// The settings as one statement, which costs a fraction of one for each.
+fn set(schema: &str, statement: Duration, local: bool) -> String {
+    let settings = settings(schema, statement);
+    let each = settings
+        .iter()
+        .map(|(name, value)| format!("set_config('{name}', '{value}', {local})"));
+    format!("SELECT {}", each.collect::<Vec<_>>().join(", "))
 }
 
 /// What begins a transaction where the settings of a connection are not ours.
 pub(crate) fn begin(schema: &str, statement: Duration) -> String {
-    format!("BEGIN;{}", set("SET LOCAL", schema, statement))
+    format!("BEGIN; {}", set(schema, statement, true))
 }
 
 /// A server that can be used.
@@ -160,7 +159,7 @@ pub(crate) async fn start(
     } else if seen {
         base.options(settings(&options.schema, statement))
     } else {
-        by_hand = Some(set("SET", &options.schema, statement));
+        by_hand = Some(set(&options.schema, statement, false));
         base.extra_float_digits(None)
     };
     Ok(Found {

@@ -11,7 +11,7 @@ use futures::future::try_join_all;
 use mcp_adapter_conformance::server::{PgBouncer, Postgres};
 use mcp_adapter_core::{Limits, RpcId, SessionAdapter, SessionId, SessionRecord};
 use mcp_adapter_postgres::{
-    PostgresAdapter, PostgresOptions, Wake,
+    Pooler, PostgresAdapter, PostgresOptions, Wake,
     sqlx::{Connection, PgConnection, postgres::PgPoolOptions},
 };
 use tokio::time::Instant;
@@ -160,6 +160,35 @@ async fn a_pooler_is_found_out_and_a_direct_url_is_woken_through() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     load.end(false).await;
     assert!(server.program().pid() > 0);
+}
+
+/// A pooler that keeps sessions apart may hand no settings on: they are made by hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooler_that_keeps_sessions_apart_does_without_transactions() {
+    let setting = Setting::start(&[]).await;
+    let addr = setting
+        .url
+        .split(['@', '/'])
+        .nth(3)
+        .unwrap()
+        .parse()
+        .unwrap();
+    let pooler = tokio::task::spawn_blocking(move || {
+        let ignoring = "ignore_startup_parameters = extra_float_digits,options";
+        PgBouncer::start(addr, &["pool_mode = session", ignoring]).unwrap()
+    })
+    .await
+    .unwrap();
+    let options: PostgresOptions = pooler.url().parse().unwrap();
+    let options = options.pooler(Pooler::None);
+    let through = PostgresAdapter::connect_with(options, limits())
+        .await
+        .unwrap();
+    assert!(!through.polls(), "it may listen as well");
+    let load = common::Load::start(&through, &setting.b, 4).await;
+    is_pushed(&through, &setting.b).await;
+    is_pushed(&setting.b, &through).await;
+    load.end(false).await;
 }
 
 /// Sessions come and go, calls run in them: what is dead in tables and indexes stays
