@@ -198,7 +198,7 @@ impl Storage for PostgresStorage {
         // second late; all other deadlines are exact.
         let mut capabilities = Capabilities::server(Duration::from_millis(10));
         capabilities.push = !self.0.place.polls;
-        Profile::remote("postgres", capabilities, LANES)
+        Profile::remote("postgres", capabilities, LANES).with_repair()
     }
 
     async fn attach(&self, _: InstanceId) -> Result<Generation> {
