@@ -114,7 +114,7 @@ impl State {
     fn take(&mut self, now: Instant) -> Vec<(Door, Knock)> {
         let mut knocks = Vec::new();
         for (instance, follower) in &mut self.followers {
-            if !follower.is_waiting() {
+            if !follower.is_waiting() || now < follower.next {
                 continue;
             }
             follower.next = now + PAUSE;
@@ -124,11 +124,10 @@ impl State {
                 knocks.push((door, Knock::Everything));
                 continue;
             }
-            let streams = streams.into_iter();
-            knocks.extend(
-                streams
-                    .map(|(session, stream)| (door, Knock::Wake(session, Target::Stream(stream)))),
-            );
+            knocks.extend(streams.into_iter().map(|(session, stream)| {
+                let wake = Knock::Wake(session, Target::Stream(stream));
+                (door, wake)
+            }));
         }
         knocks
     }
