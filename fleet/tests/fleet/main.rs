@@ -193,7 +193,7 @@ fn a_soak_ends_flat_and_shows_it() {
             .any(|series| { series["name"] == "stored sessions" && number(series, "middle") > 0 })
     );
     let page = std::fs::read_to_string(&report).unwrap();
-    assert!(page.contains("Size of the file") && page.contains("instance-3 memory"));
+    assert!(page.contains("Size of the store") && page.contains("instance-3 memory"));
 }
 
 #[test]
