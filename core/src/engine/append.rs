@@ -9,13 +9,16 @@ use super::{
     interest::Owned,
     lane::{Job, LaneQueue},
     retry::{Backoff, within},
-    writer::Pending,
+    writer::{Pending, Waiting},
 };
 use crate::{
     error::{Applied, Error, ErrorKind},
     id::{Position, SessionKey, StreamId},
     storage::{Append, Appended, Cursor, Entered, OpenStream, Place, Read, Storage, StreamEnd},
 };
+
+/// Appends as the backend gets them, and beside each who waits for it.
+type Batch = (Vec<Append>, Vec<Job<Waiting, Appended>>);
 
 impl<S: Storage> Shared<S> {
     pub(super) async fn run_appends(self: Arc<Self>, mut queue: LaneQueue<Pending, Appended>) {
@@ -26,16 +29,19 @@ impl<S: Storage> Shared<S> {
 
     /// Stores a batch, repeating it until each job is stored or has run out of
     /// time. Nothing of the lane overtakes it.
-    async fn flush(self: &Arc<Self>, mut batch: Vec<Job<Pending, Appended>>) {
+    async fn flush(self: &Arc<Self>, batch: Vec<Job<Pending, Appended>>) {
         let mut backoff = Backoff::new(self.limits.catch_up());
-        while !batch.is_empty() {
+        let (mut appends, mut jobs): Batch = batch
+            .into_iter()
+            .map(|job| job.split(|pending| pending))
+            .unzip();
+        while !jobs.is_empty() {
             self.unpaused().await;
-            let appends: Vec<_> = batch.iter().map(|job| job.item.append.clone()).collect();
             let result = within("append", self.deadline(), self.storage.append(&appends)).await;
             self.note(&result);
             let error = match result {
-                Ok(answers) if answers.len() == batch.len() => {
-                    batch = self.flushed(batch, answers).await;
+                Ok(answers) if answers.len() == jobs.len() => {
+                    (appends, jobs) = self.flushed(appends, jobs, answers).await;
                     continue;
                 }
                 Ok(_) => Error::new(ErrorKind::Corrupt, "append")
@@ -43,14 +49,14 @@ impl<S: Storage> Shared<S> {
                 Err(error) => error,
             };
             let now = Instant::now();
-            let mut rest = Vec::with_capacity(batch.len());
-            for mut job in batch {
+            let mut rest = Batch::default();
+            for (append, mut job) in appends.into_iter().zip(jobs) {
                 job.item.unsure |= error.applied() == Applied::Unknown;
                 if error.is_retryable() && job.item.deadline > now {
-                    self.hand_over_unstored(&job.item);
-                    rest.push(job);
+                    self.hand_over_unstored(&append, &job.item);
+                    rest.extend([(append, job)]);
                 } else {
-                    self.give_up(&job.item);
+                    self.give_up(&append, &job.item);
                     // Its last try may still take effect.
                     let error = Error::new(error.kind(), error.operation())
                         .with_applied(Applied::Unknown)
@@ -58,8 +64,8 @@ impl<S: Storage> Shared<S> {
                     job.answer(Err(error));
                 }
             }
-            batch = rest;
-            if !batch.is_empty() {
+            (appends, jobs) = rest;
+            if !jobs.is_empty() {
                 backoff.wait().await;
             }
         }
@@ -69,13 +75,14 @@ impl<S: Storage> Shared<S> {
     /// session lives, come back to be stored again once it is open again.
     async fn flushed(
         self: &Arc<Self>,
-        batch: Vec<Job<Pending, Appended>>,
+        appends: Vec<Append>,
+        jobs: Vec<Job<Waiting, Appended>>,
         answers: Vec<Appended>,
-    ) -> Vec<Job<Pending, Appended>> {
-        let mut again = Vec::new();
+    ) -> Batch {
+        let mut again = Batch::default();
         let mut reopened: Vec<(Arc<Owned>, bool)> = Vec::new();
-        for (mut job, answer) in batch.into_iter().zip(answers) {
-            let lost = answer == Appended::NoStream && job.item.append.event.is_some();
+        for ((mut append, job), answer) in appends.into_iter().zip(jobs).zip(answers) {
+            let lost = answer == Appended::NoStream && append.event.is_some();
             if let (true, Some(owned)) = (lost, &job.item.owned) {
                 let known = reopened.iter().find(|(other, _)| Arc::ptr_eq(other, owned));
                 let open = match known {
@@ -95,19 +102,18 @@ impl<S: Storage> Shared<S> {
                     }
                 };
                 if open {
-                    again.push(job);
+                    again.extend([(append, job)]);
                     continue;
                 }
             }
-            let Pending {
-                append,
+            let Waiting {
                 owned,
                 passed,
                 unsure,
                 ..
-            } = &mut job.item;
+            } = &job.item;
             let writer = owned.as_ref().map(|owned| (owned, owned.state.lock()));
-            let result = self.appended(append, writer, answer, *passed);
+            let result = self.appended(&mut append, writer, answer, *passed);
             let unsure = *unsure;
             // Refused now, but an earlier try may have been stored and read.
             let refused = |error: Error| match unsure {
@@ -142,10 +148,10 @@ impl<S: Storage> Shared<S> {
 
     /// A result whose backend is away goes to the socket that waits for it here,
     /// without an id (clause F1).
-    fn hand_over_unstored(&self, pending: &Pending) {
-        let terminal = pending.append.finish.is_some() && !pending.passed;
-        if let (true, Some(owned), Some(event)) = (terminal, &pending.owned, &pending.append.event)
-            && let Place::Owned { position, .. } = pending.append.place
+    fn hand_over_unstored(&self, append: &Append, waiting: &Waiting) {
+        let terminal = append.finish.is_some() && !waiting.passed;
+        if let (true, Some(owned), Some(event)) = (terminal, &waiting.owned, &append.event)
+            && let Place::Owned { position, .. } = append.place
             && let Some(local) = owned.state.lock().local.take()
         {
             metrics::counter!("mcp_adapter_results_unstored_total").increment(1);
@@ -153,8 +159,8 @@ impl<S: Storage> Shared<S> {
         }
     }
 
-    fn give_up(&self, pending: &Pending) {
-        if let (true, Some(owned)) = (pending.append.finish.is_some(), &pending.owned) {
+    fn give_up(&self, append: &Append, waiting: &Waiting) {
+        if let (true, Some(owned)) = (append.finish.is_some(), &waiting.owned) {
             metrics::counter!("mcp_adapter_results_dropped_total").increment(1);
             owned.state.lock().orphaned = Some(self.watched_until());
         }

@@ -21,6 +21,17 @@ pub(super) struct Job<T, R> {
 }
 
 impl<T, R> Job<T, R> {
+    /// The same job with another item, and what is split off.
+    pub(super) fn split<A, B>(self, split: impl FnOnce(T) -> (A, B)) -> (A, Job<B, R>) {
+        let (off, item) = split(self.item);
+        let job = Job {
+            item,
+            bytes: self.bytes,
+            answer: self.answer,
+        };
+        (off, job)
+    }
+
     /// Nobody may be waiting any more; the work is done all the same.
     pub(super) fn answer(self, answer: Result<R>) {
         let _ = self.answer.send(answer);

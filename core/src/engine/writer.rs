@@ -25,9 +25,11 @@ use crate::{
     },
 };
 
-/// An append on its way to the backend.
-pub(super) struct Pending {
-    pub(super) append: Append,
+/// An append on its way to the backend, and what its answer is for.
+pub(super) type Pending = (Append, Waiting);
+
+/// Who waits for an append, and for how long.
+pub(super) struct Waiting {
     pub(super) owned: Option<Arc<Owned>>,
     /// Until when it is repeated.
     pub(super) deadline: Instant,
@@ -215,15 +217,14 @@ impl<S: Storage> Shared<S> {
         let deadline = Instant::now() + patience;
         let passing = (state.local.is_some() && self.is_surely_alive()).then(|| append.clone());
         let stream = append.stream.clone();
-        let pending = Pending {
-            append,
+        let waiting = Waiting {
             owned: Some(Arc::clone(owned)),
             deadline,
             passed: passing.is_some(),
             unsure: false,
         };
         let lane = self.append_lane(&owned.session, &owned.stream);
-        match lane.push(operation, pending, size) {
+        match lane.push(operation, (append, waiting), size) {
             Ok(answer) => {
                 let wakes = match (passing, &state.local) {
                     (Some(mut append), Some(local)) => Some(pass(local, &mut append, position)),
@@ -287,14 +288,13 @@ impl<S: Storage> Shared<S> {
         let deadline = self.deadline();
         let stream = append.stream.clone();
         let lane = self.append_lane(&session, &stream);
-        let pending = Pending {
-            append,
+        let waiting = Waiting {
             owned: None,
             deadline,
             passed: false,
             unsure: false,
         };
-        match lane.push(OPERATION, pending, size) {
+        match lane.push(OPERATION, (append, waiting), size) {
             Ok(answer) => answered(OPERATION, stream, answer, deadline),
             Err(error) => failed(error),
         }
