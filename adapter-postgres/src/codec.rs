@@ -42,6 +42,10 @@ pub(crate) fn line(knock: &Knock) -> String {
                 Target::Session => format!("x{key}"),
             }
         }
+        // This backend wakes: the outcome is read.
+        Knock::Outcome { session, id, .. } => {
+            line(&Knock::Wake(*session, Target::Request(id.clone())))
+        }
         Knock::Everything => "e".into(),
         Knock::Probe(number) => format!("p{number}"),
         Knock::Signal {

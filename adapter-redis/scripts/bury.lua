@@ -20,7 +20,7 @@ for _, sid in ipairs(sessions) do
   use(sid)
   local session = load()
   if session then
-    local payload = function(name) return 'W' .. sid .. 's' .. name end
+    local payload = function(name) return 'w' .. sid .. 's' .. name end
     local all = call('HGETALL', ROOT .. ':o')
     for i = 1, #all, 2 do
       local m = cmsgpack.unpack(all[i + 1])

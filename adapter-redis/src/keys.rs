@@ -98,7 +98,7 @@ impl Names {
     }
 }
 
-/// The name of a session in keys and knocks.
+/// The name of a session in keys, and in the knocks of scripts.
 pub(crate) fn session_name(session: &SessionKey) -> String {
     BASE64.encode(session.0)
 }

@@ -17,6 +17,10 @@ use crate::{
     wire,
 };
 
+/// Answers of up to so many bytes are sent to whoever waits, who reads larger ones: a
+/// link that is slow must not be filled by them.
+const TOLD_BYTES: usize = 16 << 10;
+
 impl RedisStorage {
     pub(crate) async fn put_all(&self, batch: &[PutRequest]) -> Result<Vec<Put>> {
         let calls: Vec<_> = batch
@@ -59,8 +63,13 @@ impl RedisStorage {
                 Some(dead) => (dead.instance.to_string(), beat_text(dead.beat)),
                 None => (String::new(), String::new()),
             };
-            let target = Target::Request(settle.id.clone());
-            let knock = wire::encode(&Knock::Wake(settle.session, target));
+            let knock = if settle.payload.len() <= TOLD_BYTES {
+                let (session, id) = (&settle.session, &settle.id);
+                wire::outcome(session, id, settle.outcome, &settle.payload).into()
+            } else {
+                let target = Target::Request(settle.id.clone());
+                wire::encode(&Knock::Wake(settle.session, target))
+            };
             call.command
                 .arg(request_name(&settle.id))
                 .arg(token.as_ref().map_or(&[][..], |token| &token[..]))
@@ -123,7 +132,7 @@ fn request_state(answer: Value) -> Option<RequestState> {
     })
 }
 
-fn outcome_code(kind: OutcomeKind) -> &'static str {
+pub(crate) fn outcome_code(kind: OutcomeKind) -> &'static str {
     match kind {
         OutcomeKind::Answered => "a",
         OutcomeKind::Rejected => "r",
@@ -136,7 +145,7 @@ fn outcome_code(kind: OutcomeKind) -> &'static str {
     }
 }
 
-fn outcome_of(code: &str) -> Option<OutcomeKind> {
+pub(crate) fn outcome_of(code: &str) -> Option<OutcomeKind> {
     Some(match code {
         "a" => OutcomeKind::Answered,
         "r" => OutcomeKind::Rejected,

@@ -2,17 +2,23 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use mcp_adapter_core::{
-    Position, SessionKey, StreamId,
+    OutcomeKind, Position, RpcId, SessionKey, StreamId, WaiterToken,
     storage::{Knock, SignalChannel, StoredEvent, Target},
 };
 
-use crate::keys::{instance_of, request_name, request_of, session_name, session_of};
+use crate::{
+    keys::{instance_of, request_name, request_of, session_of},
+    request::{outcome_code, outcome_of},
+};
 
 const VERSION: u8 = 1;
 const HAS_PREV: u8 = 1;
 const SHARED: u8 = 2;
 const HEAD: usize = 50;
 const WRITER: usize = 32;
+const KEY: usize = 32;
+const NAME: usize = 43;
+const TOKEN: usize = 16;
 
 /// An entry to be written: events of one epoch, in a row.
 pub(crate) struct Entry<'a> {
@@ -132,12 +138,30 @@ fn decode(last: Position, mut record: Bytes) -> Option<Vec<StoredEvent>> {
 }
 
 /// A knock that wakes, up to the name of the stream.
-pub(crate) fn wake_stream(session: &SessionKey) -> String {
-    let mut text = String::with_capacity(160);
-    text.push('W');
-    text.push_str(&session_name(session));
-    text.push('s');
-    text
+pub(crate) fn wake_stream(session: &SessionKey) -> Vec<u8> {
+    let mut knock = Vec::with_capacity(160);
+    knock.push(b'W');
+    knock.extend_from_slice(&session.0);
+    knock.push(b's');
+    knock
+}
+
+/// A knock that brings an outcome, up to the token, which `settle.lua` knows.
+pub(crate) fn outcome(
+    session: &SessionKey,
+    id: &RpcId,
+    kind: OutcomeKind,
+    payload: &[u8],
+) -> Vec<u8> {
+    let name = request_name(id);
+    let mut knock = Vec::with_capacity(KEY + name.len() + payload.len() + 32);
+    knock.put_u8(b'O');
+    knock.put_slice(&session.0);
+    knock.put_slice(outcome_code(kind).as_bytes());
+    knock.put_u32(u32::try_from(name.len()).unwrap_or(u32::MAX));
+    knock.put_slice(name.as_bytes());
+    knock.put_slice(payload);
+    knock
 }
 
 pub(crate) fn encode(knock: &Knock) -> Bytes {
@@ -145,7 +169,7 @@ pub(crate) fn encode(knock: &Knock) -> Bytes {
     match knock {
         Knock::Wake(session, target) => {
             out.put_u8(b'W');
-            out.put_slice(session_name(session).as_bytes());
+            out.put_slice(&session.0);
             match target {
                 Target::Stream(stream) => {
                     out.put_u8(b's');
@@ -157,6 +181,16 @@ pub(crate) fn encode(knock: &Knock) -> Bytes {
                 }
                 Target::Session => out.put_u8(b'a'),
             }
+        }
+        Knock::Outcome {
+            session,
+            id,
+            token,
+            kind,
+            payload,
+        } => {
+            out.put_slice(&outcome(session, id, *kind, payload));
+            out.put_u128(token.0);
         }
         Knock::Everything => out.put_u8(b'E'),
         Knock::Probe(number) => {
@@ -171,12 +205,12 @@ pub(crate) fn encode(knock: &Knock) -> Bytes {
             out.put_u8(b'S');
             out.put_slice(from.to_string().as_bytes());
             let (kind, name) = match channel {
-                SignalChannel::Session(session) => (b's', session_name(session)),
-                SignalChannel::Topic(topic) => (b't', topic.to_string()),
+                SignalChannel::Session(session) => (b's', &session.0[..]),
+                SignalChannel::Topic(topic) => (b't', topic.as_bytes()),
             };
             out.put_u8(kind);
             out.put_u32(u32::try_from(name.len()).unwrap_or(u32::MAX));
-            out.put_slice(name.as_bytes());
+            out.put_slice(name);
             out.put_slice(payload);
         }
     }
@@ -222,14 +256,21 @@ pub(crate) fn decode_all(message: Bytes) -> Vec<Knock> {
     decoded.unwrap_or_else(|| vec![Knock::Everything])
 }
 
+fn session_key(bytes: &[u8]) -> Option<SessionKey> {
+    bytes.try_into().ok().map(SessionKey)
+}
+
 fn decode_one(mut message: Bytes) -> Option<Knock> {
-    const NAME: usize = 43;
     let split = |message: &mut Bytes, length: usize| {
         (message.len() >= length).then(|| message.split_to(length))
     };
     match message.try_get_u8().ok()? {
-        b'W' => {
-            let session = session_of(&split(&mut message, NAME)?)?;
+        // A script knows sessions by their names.
+        first @ (b'W' | b'w') => {
+            let session = match first {
+                b'W' => session_key(&split(&mut message, KEY)?)?,
+                _ => session_of(&split(&mut message, NAME)?)?,
+            };
             let kind = message.try_get_u8().ok()?;
             let name = std::str::from_utf8(&message).ok()?;
             let target = match kind {
@@ -240,6 +281,23 @@ fn decode_one(mut message: Bytes) -> Option<Knock> {
             };
             Some(Knock::Wake(session, target))
         }
+        b'O' => {
+            let session = session_key(&split(&mut message, KEY)?)?;
+            let kind = split(&mut message, 1)?;
+            let kind = outcome_of(std::str::from_utf8(&kind).ok()?)?;
+            let length = usize::try_from(message.try_get_u32().ok()?).ok()?;
+            let name = split(&mut message, length)?;
+            let id = request_of(std::str::from_utf8(&name).ok()?)?;
+            let payload = message.len().checked_sub(TOKEN)?;
+            let payload = split(&mut message, payload)?;
+            Some(Knock::Outcome {
+                session,
+                id,
+                token: WaiterToken(message.try_get_u128().ok()?),
+                kind,
+                payload,
+            })
+        }
         b'E' => Some(Knock::Everything),
         b'P' => message.try_get_u64().ok().map(Knock::Probe),
         b'S' => {
@@ -249,7 +307,7 @@ fn decode_one(mut message: Bytes) -> Option<Knock> {
             let length = usize::try_from(message.try_get_u32().ok()?).ok()?;
             let name = split(&mut message, length)?;
             let channel = match kind {
-                b's' => SignalChannel::Session(session_of(&name)?),
+                b's' => SignalChannel::Session(session_key(&name)?),
                 b't' => SignalChannel::Topic(std::str::from_utf8(&name).ok()?.into()),
                 _ => return None,
             };
@@ -265,9 +323,8 @@ fn decode_one(mut message: Bytes) -> Option<Knock> {
 
 #[cfg(test)]
 mod tests {
-    use mcp_adapter_core::RpcId;
-
     use super::*;
+    use crate::keys::session_name;
 
     #[test]
     fn entries_round_trip_and_damage_is_one_unreadable_event() {
@@ -310,13 +367,30 @@ mod tests {
             Knock::Wake(session, Target::Session),
             Knock::Wake(session, Target::Request(RpcId::Number(-1))),
             Knock::Probe(u64::MAX),
+            Knock::Outcome {
+                session,
+                id: RpcId::String("1".into()),
+                token: WaiterToken(u128::MAX - 1),
+                kind: OutcomeKind::Rejected,
+                payload: Bytes::from_static(b"no"),
+            },
             Knock::Everything,
         ];
         let encoded: Vec<_> = knocks.iter().map(encode).collect();
         assert_eq!(decode_all(encode_all(&encoded)), knocks);
         assert_eq!(decode_all(encoded[1].clone()), knocks[1..2]);
-        for odd in [&b""[..], b"?", b"W", b"M\0\0\0\x09E"] {
-            assert_eq!(decode_all(Bytes::from_static(odd)), [Knock::Everything]);
+        let by_script = format!("w{}sstandalone", session_name(&session));
+        let target = Target::Stream(StreamId::standalone());
+        let wake = Knock::Wake(session, target);
+        assert_eq!(decode_all(by_script.into()), [wake]);
+        for odd in [
+            &b""[..],
+            b"?",
+            b"W",
+            b"M\0\0\0\x09E",
+            &encoded[3][..KEY + 20],
+        ] {
+            assert_eq!(decode_all(Bytes::copy_from_slice(odd)), [Knock::Everything]);
         }
     }
 }

@@ -297,49 +297,57 @@ const SIGNAL: u8 = 4;
 pub(crate) fn knocks(knocks: &[Knock]) -> Vec<u8> {
     let mut out = Out(vec![VERSION]);
     for knock in knocks {
-        match knock {
-            Knock::Wake(session, target) => {
-                out.0.push(WAKE);
-                out.0.extend_from_slice(&session.0);
-                match target {
-                    Target::Stream(stream) => {
-                        out.0.push(0);
-                        out.bytes(stream.as_str().as_bytes());
-                    }
-                    Target::Request(id) => {
-                        out.0.push(1);
-                        out.bytes(&rpc_id(id));
-                    }
-                    Target::Session => out.0.push(2),
-                }
-            }
-            Knock::Everything => out.0.push(EVERYTHING),
-            Knock::Probe(number) => {
-                out.0.push(PROBE);
-                out.number(*number);
-            }
-            Knock::Signal {
-                from,
-                channel,
-                payload,
-            } => {
-                out.0.push(SIGNAL);
-                out.0.extend_from_slice(&from.0.to_be_bytes());
-                match channel {
-                    SignalChannel::Session(session) => {
-                        out.0.push(0);
-                        out.0.extend_from_slice(&session.0);
-                    }
-                    SignalChannel::Topic(topic) => {
-                        out.0.push(1);
-                        out.bytes(topic.as_bytes());
-                    }
-                }
-                out.bytes(payload);
-            }
-        }
+        one_knock(&mut out, knock);
     }
     out.0
+}
+
+fn one_knock(out: &mut Out, knock: &Knock) {
+    match knock {
+        // This backend wakes: the outcome is read.
+        Knock::Outcome { session, id, .. } => {
+            one_knock(out, &Knock::Wake(*session, Target::Request(id.clone())));
+        }
+        Knock::Wake(session, target) => {
+            out.0.push(WAKE);
+            out.0.extend_from_slice(&session.0);
+            match target {
+                Target::Stream(stream) => {
+                    out.0.push(0);
+                    out.bytes(stream.as_str().as_bytes());
+                }
+                Target::Request(id) => {
+                    out.0.push(1);
+                    out.bytes(&rpc_id(id));
+                }
+                Target::Session => out.0.push(2),
+            }
+        }
+        Knock::Everything => out.0.push(EVERYTHING),
+        Knock::Probe(number) => {
+            out.0.push(PROBE);
+            out.number(*number);
+        }
+        Knock::Signal {
+            from,
+            channel,
+            payload,
+        } => {
+            out.0.push(SIGNAL);
+            out.0.extend_from_slice(&from.0.to_be_bytes());
+            match channel {
+                SignalChannel::Session(session) => {
+                    out.0.push(0);
+                    out.0.extend_from_slice(&session.0);
+                }
+                SignalChannel::Topic(topic) => {
+                    out.0.push(1);
+                    out.bytes(topic.as_bytes());
+                }
+            }
+            out.bytes(payload);
+        }
+    }
 }
 
 fn read_knock(input: &mut In<'_>) -> Option<Knock> {

@@ -50,6 +50,8 @@
 //! | [`sweep`](Storage::sweep) | a dead owner's stream is ended | its holder, if any | [`Target::Stream`] |
 //! | [`knock`](Storage::knock) | always | as it is told | as it is told |
 //!
+//! A [`settle`](Storage::settle) may send [`Knock::Outcome`] instead.
+//!
 //! A repeat may knock again or not. All other steps knock at nobody: whom an
 //! answer names, in [`Appended::Stored::holder`], [`Held::Done::former`],
 //! [`Put::Replaced`] or the list of [`delete`](Storage::delete), the engine knocks

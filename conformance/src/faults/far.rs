@@ -59,7 +59,7 @@ macro_rules! steps {
                     async move {
                         // A frozen link keeps them back, a deaf one drops them.
                         link.pass("doorbell").await.ok()?;
-                        let wake = matches!(knock, Ok(Knock::Wake(..) | Knock::Everything));
+                        let wake = matches!(knock, Ok(Knock::Wake(..) | Knock::Outcome { .. } | Knock::Everything));
                         (!(wake && link.is_deaf())).then_some(knock)
                     }
                 });

@@ -118,10 +118,35 @@ pub(crate) async fn the_step_that_writes_wakes(store: Store) -> Verdict {
     };
     stored(&a, &entry).await?;
     knocks("`append`, which names it in `wake`,", B, &mut at_b, &stream).await?;
-    put(&a, &request(session, 1)).await?;
-    settle(&b, &answer(session, 1, "x")).await?;
-    let asked = Knock::Wake(session, Target::Request(RpcId::Number(1)));
-    knocks("`settle`, of a request that it owns,", A, &mut at_a, &asked).await?;
+    let asked = request(session, 1);
+    put(&a, &asked).await?;
+    let answered = answer(session, 1, "x");
+    settle(&b, &answered).await?;
+    let step = "`settle`, of a request that it owns,";
+    match knock(step, &mut at_a).await? {
+        Knock::Outcome {
+            session: of,
+            id,
+            token,
+            kind,
+            payload,
+        } => {
+            claim_eq!(
+                (of, &id, token),
+                (session, &asked.id, asked.token),
+                "{step}"
+            );
+            claim_eq!(
+                (kind, payload),
+                (answered.outcome, answered.payload),
+                "{step}"
+            );
+        }
+        found => {
+            let wake = Knock::Wake(session, Target::Request(asked.id.clone()));
+            claim_eq!(found, wake, "the knock of {step}");
+        }
+    }
     b.mark_cancel(&session, &RpcId::Number(1)).await?;
     let step = "`mark_cancel`, of a stream that it owns,";
     knocks(step, A, &mut at_a, &stream).await?;

@@ -16,6 +16,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{follow::Follow, repair::Recent};
 use crate::{
     id::{InstanceId, Position, PrincipalKey, RpcId, SessionKey, StreamId, WaiterToken},
+    request::Outcome,
     session::{EndReason, Revocation},
     storage::Target,
 };
@@ -37,7 +38,7 @@ pub(super) struct OwnedState {
     pub(super) prev: Option<Position>,
     /// Sizes of the events of this epoch that may still be stored, to tell the
     /// backend what it may trim.
-    pub(super) sizes: VecDeque<usize>,
+    pub(super) sizes: VecDeque<u32>,
     pub(super) bytes: usize,
     /// Who holds the stream elsewhere, as far as known.
     pub(super) remote: Option<InstanceId>,
@@ -132,10 +133,12 @@ impl OwnedState {
         keep_events: usize,
         keep_bytes: usize,
     ) -> Option<Position> {
+        // Half the memory of a `usize`; larger ones are trimmed at once all the same.
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
         self.sizes.push_back(size);
-        self.bytes += size;
+        self.bytes += size as usize;
         while self.sizes.len() > keep_events || self.bytes > keep_bytes {
-            self.bytes -= self.sizes.pop_front().unwrap_or(0);
+            self.bytes -= self.sizes.pop_front().map_or(0, |size| size as usize);
         }
         let kept = self.sizes.len() as u64;
         (kept < self.last.seq).then(|| Position::new(self.last.epoch, self.last.seq - kept))
@@ -145,7 +148,7 @@ impl OwnedState {
     pub(super) fn undo(&mut self, prev: Option<Position>) {
         self.last.seq -= 1;
         self.prev = prev;
-        self.bytes -= self.sizes.pop_back().unwrap_or(0);
+        self.bytes -= self.sizes.pop_back().map_or(0, |size| size as usize);
     }
 
     /// The backend may have lost what it acknowledged (clause E1).
@@ -166,6 +169,8 @@ pub(super) struct Wait {
     pub(super) id: RpcId,
     pub(super) token: WaiterToken,
     pub(super) stream: Option<StreamId>,
+    /// The outcome, where a knock has brought it.
+    told: Mutex<Option<Outcome>>,
     dirty: AtomicBool,
     changed: Notify,
 }
@@ -182,6 +187,7 @@ impl Wait {
             id,
             token,
             stream,
+            told: Mutex::new(None),
             dirty: AtomicBool::new(false),
             changed: Notify::new(),
         })
@@ -190,6 +196,11 @@ impl Wait {
     pub(super) fn wake(&self) {
         self.dirty.store(true, Ordering::Release);
         self.changed.notify_one();
+    }
+
+    /// What a knock has brought.
+    pub(super) fn told(&self) -> Option<Outcome> {
+        self.told.lock().take()
     }
 
     /// Completes once for all wakes since the last time.
@@ -343,6 +354,25 @@ impl Interests {
         shard
             .get(session)
             .map_or_else(Vec::new, |of| of.waits.clone())
+    }
+
+    /// Hands an outcome to the waiter with this token: another one of the id has
+    /// another outcome.
+    pub(super) fn tell(
+        &self,
+        session: &SessionKey,
+        id: &RpcId,
+        token: WaiterToken,
+        outcome: &Outcome,
+    ) {
+        let shard = self.shard(session).lock();
+        let waits = shard.get(session).map_or(&[][..], |of| &of.waits);
+        for wait in waits {
+            if wait.token == token && wait.id == *id {
+                *wait.told.lock() = Some(outcome.clone());
+                wait.wake();
+            }
+        }
     }
 
     /// Wakes followers and waiters, and returns the writers that are to look

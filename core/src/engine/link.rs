@@ -19,6 +19,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind, Result},
     id::SessionKey,
+    request::Outcome,
     session::{EndReason, Revocation},
     signal::Signal,
     storage::{
@@ -122,6 +123,16 @@ impl<S: Storage> Shared<S> {
                     Self::spawn(async move { shared.disown(session, stream).await });
                 }
                 self.check(owned);
+            }
+            Knock::Outcome {
+                session,
+                id,
+                token,
+                kind,
+                payload,
+            } => {
+                let outcome = Outcome { kind, payload };
+                self.interests.tell(&session, &id, token, &outcome);
             }
             Knock::Everything => self.everything(),
             Knock::Probe(_) => {}

@@ -77,7 +77,8 @@ impl<S: Storage> Shared<S> {
             result_ttl: self.limits.result_ttl(),
             max_pending: self.limits.pending_requests(),
         };
-        // Listening first: the answer may be quicker than our own write (T26).
+        // Listening first: the answer may be quicker than our own write (T26), and
+        // its knock is then noticed by the first look at the wait.
         let wait = Wait::new(session, request.id, request.token, request.stream);
         self.interests.add_wait(&wait);
         // From here on a caller that goes away withdraws what it may have stored.
@@ -97,8 +98,6 @@ impl<S: Storage> Shared<S> {
             Put::TooMany => return Err(Error::new(ErrorKind::Overloaded, OPERATION)),
             Put::NoSession => return Err(Error::new(ErrorKind::SessionNotFound, OPERATION)),
         }
-        // It may have been answered already.
-        withdraw.wait.wake();
         // Armed after the backend has set its deadline: ours is the later one.
         let deadline = Instant::now() + timeout;
         Ok(PendingRequest::new(
@@ -119,7 +118,11 @@ impl<S: Storage> Shared<S> {
     async fn outcome(&self, wait: &Wait, deadline: Instant) -> Outcome {
         loop {
             tokio::select! {
-                () = wait.woken() => {}
+                () = wait.woken() => {
+                    if let Some(outcome) = wait.told() {
+                        return outcome;
+                    }
+                }
                 () = tokio::time::sleep_until(deadline) => {
                     return self.end(wait, OutcomeKind::TimedOut).await;
                 }

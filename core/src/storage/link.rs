@@ -4,7 +4,10 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::id::{InstanceId, RpcId, SessionKey, StreamId};
+use crate::{
+    id::{InstanceId, RpcId, SessionKey, StreamId, WaiterToken},
+    request::OutcomeKind,
+};
 
 /// Proof that an instance is dead: its heartbeat counter stood still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +48,22 @@ pub enum Target {
 pub enum Knock {
     /// Something was written.
     Wake(SessionKey, Target),
+    /// A client request has ended, and how: in place of the wake at a
+    /// [`Target::Request`], from a backend that sends small outcomes along, so that
+    /// they need not be read. It is the stored outcome, and never comes before it is
+    /// stored. One that does not send it may turn it into the wake.
+    Outcome {
+        /// Whose request.
+        session: SessionKey,
+        /// Its id.
+        id: RpcId,
+        /// Which of those that had the id one after another.
+        token: WaiterToken,
+        /// How it ended.
+        kind: OutcomeKind,
+        /// What the client sent.
+        payload: Bytes,
+    },
     /// Anything may have been written: knocks were dropped. One stands for any
     /// number of them.
     Everything,
@@ -65,6 +84,9 @@ impl fmt::Debug for Knock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Wake(session, target) => write!(f, "Wake({session:?}, {target:?})"),
+            Self::Outcome {
+                session, id, kind, ..
+            } => write!(f, "Outcome({session:?}, {id:?}, {kind:?})"),
             Self::Everything => f.write_str("Everything"),
             Self::Probe(number) => write!(f, "Probe({number})"),
             Self::Signal { from, channel, .. } => write!(f, "Signal({from:?}, {channel:?})"),

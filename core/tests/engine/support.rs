@@ -169,7 +169,10 @@ impl Storage for Remote {
         let knocks = self.inner.doorbell(me).await?;
         let heard = knocks.filter(move |knock| {
             let deaf = link.deaf.load(Ordering::SeqCst);
-            let wake = matches!(knock, Ok(Knock::Wake(..) | Knock::Everything));
+            let wake = matches!(
+                knock,
+                Ok(Knock::Wake(..) | Knock::Outcome { .. } | Knock::Everything)
+            );
             futures::future::ready(!(deaf && wake))
         });
         let link = Arc::clone(&self.link);

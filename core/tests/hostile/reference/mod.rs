@@ -58,13 +58,14 @@ pub(crate) struct Context {
     pub(crate) now: Instant,
     pub(crate) generation: u32,
     pub(crate) defects: Defects,
-    /// Whom to wake after it.
-    pub(crate) wakes: Vec<(InstanceId, SessionKey, Target)>,
+    /// What is sent to whom after it.
+    pub(crate) knocks: Vec<(InstanceId, Knock)>,
 }
 
 impl Context {
     pub(crate) fn wake(&mut self, whom: Option<InstanceId>, session: &SessionKey, target: Target) {
-        self.wakes.extend(whom.map(|whom| (whom, *session, target)));
+        self.knocks
+            .extend(whom.map(|whom| (whom, Knock::Wake(*session, target))));
     }
 }
 
@@ -100,12 +101,12 @@ impl Reference {
             now: Instant::now(),
             generation: inner.generation,
             defects: inner.defects,
-            wakes: Vec::new(),
+            knocks: Vec::new(),
         };
         inner.data.purge(context.now);
         let answer = step(&mut inner.data, &mut context);
-        for (whom, session, target) in context.wakes {
-            inner.knock(Door::Of(whom), &Knock::Wake(session, target));
+        for (whom, knock) in context.knocks {
+            inner.knock(Door::Of(whom), &knock);
         }
         answer
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use bytes::Bytes;
 use mcp_adapter_core::{
     InstanceId, OutcomeKind, WaiterToken,
-    storage::{PutRequest, RequestState, Settle, Settled},
+    storage::{Knock, PutRequest, RequestState, Settle, Settled},
 };
 use tokio::time::Instant;
 
@@ -89,6 +89,18 @@ impl Request {
                 Settled::Won
             }
         }
+    }
+
+    /// Brings the stored outcome, if there is one.
+    pub(super) fn outcome_knock(&self, settle: &Settle) -> Option<Knock> {
+        let (kind, payload, _) = self.end.clone()?;
+        Some(Knock::Outcome {
+            session: settle.session,
+            id: settle.id.clone(),
+            token: self.token,
+            kind,
+            payload,
+        })
     }
 
     /// For the negative control: the name of the try is forgotten.

@@ -52,8 +52,16 @@ impl Data {
             request.forget_attempt();
         }
         if settled == Settled::Won {
-            let target = Target::Request(settle.id.clone());
-            context.wake(Some(request.owner), &settle.session, target);
+            // Backends of both kinds are played: those that send the outcome along
+            // and those that wake.
+            let (owner, knock) = (request.owner, request.outcome_knock(settle));
+            match knock.filter(|_| settle.attempt.0 & 1 == 0) {
+                Some(knock) => context.knocks.push((owner, knock)),
+                None => {
+                    let target = Target::Request(settle.id.clone());
+                    context.wake(Some(owner), &settle.session, target);
+                }
+            }
         }
         settled
     }
