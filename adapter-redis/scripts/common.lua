@@ -88,15 +88,16 @@ local function bind(key)
   end
 end
 
--- The header of the session, nil where it does not live.
-local function load()
-  local h = call('GETRANGE', ROOT, 0, 84)
+-- The header of the session, or all of it, nil where it does not live.
+local function load(all)
+  local h = all and (call('GET', ROOT) or '') or call('GETRANGE', ROOT, 0, 84)
   if #h == 0 then return nil end
   if string.byte(h, 1) ~= 1 then error({ err = 'MCPFORMAT a session of a newer format' }) end
   local idle, hard, rev, epoch, born = struct.unpack('>I8I8I8I4c8', h, 50)
   return {
     principal = string.sub(h, 2, 33), creator = string.sub(h, 34, 49),
     idle = idle, hard = hard, rev = rev, epoch = epoch, born = born,
+    record = all and string.sub(h, 86),
   }
 end
 
@@ -135,9 +136,13 @@ local function counts()
 end
 
 local function add(hash, field, n)
-  if n ~= 0 and call('HINCRBY', hash, field, n) <= 0 then call('HDEL', hash, field) end
+  if n == 0 then return nil end
+  local sum = call('HINCRBY', hash, field, n)
+  if sum <= 0 then call('HDEL', hash, field) end
+  return sum
 end
 
+-- Returns the bytes of the session and of the principal where they have changed.
 local function count(session, ds, de, db, dp)
   if ds == 0 and de == 0 and db == 0 and dp == 0 then return end
   local s, e, b, p = counts()
@@ -149,12 +154,13 @@ local function count(session, ds, de, db, dp)
   add(T .. ':c', 'e', de)
   add(T .. ':c', 'b', db)
   add(T .. ':c', 'p', dp)
-  add(BYTES, session.principal, db)
+  local sum = add(BYTES, session.principal, db)
   if new then
     keep(T .. ':n', NOW + session.idle)
     keep(T .. ':c', NOW + session.idle)
   end
   if db ~= 0 and b == db then keep(BYTES, NOW + session.idle) end
+  if db ~= 0 then return b, MODE == 's' and sum or 0 end
 end
 
 -- What the session counted for is given back.
@@ -199,7 +205,8 @@ local function due_next()
 end
 
 local function open_calls()
-  return call('HLEN', ROOT .. ':o') - call('HEXISTS', ROOT .. ':o', 'standalone')
+  local open = call('HLEN', ROOT .. ':o')
+  return open > 0 and open - call('HEXISTS', ROOT .. ':o', 'standalone') or 0
 end
 
 local function busy(session)
@@ -250,14 +257,15 @@ local function is_dead(instance, beat)
   return not stored or (beat ~= '' and tonumber(stored) <= tonumber(beat))
 end
 
--- A stream's record, and whether it is finished.
+-- A stream's record, and whether it is finished. The third: something is there of
+-- one that has expired.
 local function stream_of(name)
   local raw = call('HGET', ROOT .. ':o', name)
   if raw then return cmsgpack.unpack(raw), false end
   raw = call('HGET', ROOT .. ':z', name)
   if not raw then return nil end
   local m = cmsgpack.unpack(raw)
-  if m.x <= NOW then return nil end
+  if m.x <= NOW then return nil, false, true end
   return m, true
 end
 
@@ -298,8 +306,10 @@ local function parse(entry)
   }
 end
 
-local function first_entry(name)
-  local entry = call('XRANGE', ROOT .. ':e:' .. name, '-', '+', 'COUNT', 1)[1]
+-- The first entry that has an event after the floor; those before it wait to be
+-- trimmed.
+local function first_entry(name, fe, fs)
+  local entry = call('XRANGE', ROOT .. ':e:' .. name, id(fe, fs + 1), '+', 'COUNT', 1)[1]
   return entry and parse(entry)
 end
 
@@ -316,11 +326,15 @@ local function span(name, m)
     return at
   end
   local last = last_entry(name)
-  if not last then return at end
+  if not last then
+    at.none = true
+    return at
+  end
   if before(at.te, at.ts, last.e, last.s) then at.te, at.ts = last.e, last.s end
   if before(at.fe, at.fs, last.fe, last.fs) then at.fe, at.fs = last.fe, last.fs end
   at.cev, at.cby = last.ev, last.by
-  local first = first_entry(name)
+  local first = first_entry(name, at.fe, at.fs)
+  if not first then return at end
   local skip, skipped = 0, 0
   while skip < first.n and not before(at.fe, at.fs, first.e, first.first + skip) do
     skip = skip + 1
@@ -336,8 +350,9 @@ end
 
 -- Counts of an open stream are made true.
 local function account(session, name, m, at)
-  count(session, 0, at.ev - m.ev, at.by - m.by, 0)
+  local ev, by = at.ev - m.ev, at.by - m.by
   m.ev, m.by = at.ev, at.by
+  return count(session, 0, ev, by, 0)
 end
 
 -- Evicts the oldest events, down to `events` and `bytes`; never the newest,
@@ -384,8 +399,8 @@ local function remove(session, name, m)
 end
 
 -- Ends a stream: nothing is ever added to its events, not even by a command
--- that comes late.
-local function finish(session, name, m, ttl, how)
+-- that comes late. `none`: it is known that it has none.
+local function finish(session, name, m, ttl, how, none)
   local at = NOW + ttl
   m.x, m.e = at, how
   call('HDEL', ROOT .. ':o', name)
@@ -393,7 +408,7 @@ local function finish(session, name, m, ttl, how)
   call('ZADD', ROOT .. ':f', at, name)
   bind(ROOT .. ':f')
   local events = ROOT .. ':e:' .. name
-  if call('EXISTS', events) == 1 then
+  if not none and call('EXISTS', events) == 1 then
     call('XSETID', events, '9007199254740991-0')
     call('PEXPIREAT', events, at)
   end
@@ -440,6 +455,15 @@ local function purge(session, budget)
   end
   if gone > 0 then calm() end
   return gone
+end
+
+-- What is due in the session goes, up to `budget`. One call where nothing is.
+local function purge_due(session, budget)
+  local first = call('ZSCORE', T .. ':u', SID)
+  if first and tonumber(first) <= NOW then
+    purge(session, budget)
+    due_next()
+  end
 end
 
 local function unlink_all(names)

@@ -9,11 +9,12 @@ if ARGV[6] == '1' then touch(session) end
 local name = ARGV[2]
 local m = stream_of(name)
 if not m then return -2 end
-local answer = state(m, span(name, m))
+local at = span(name, m)
+local answer = state(m, at)
 local max, bytes = tonumber(ARGV[4]), tonumber(ARGV[5])
 if max == 0 then return answer end
+local e, s = of_id(ARGV[3])
 if m.one then
-  local e, s = of_id(ARGV[3])
   local blob = before(e, s, m.te, m.ts) and call('GET', ROOT .. ':x:' .. name)
   if blob then
     answer[#answer + 1] = id(m.te, m.ts)
@@ -28,7 +29,9 @@ local function payload(blob)
   return math.max(#blob - 50 - 4 * n, n)
 end
 
-local from, chunk = '(' .. ARGV[3], 4
+-- What is at or before the floor may be there still, and is no event any more.
+local after = before(e, s, at.fe, at.fs) and id(at.fe, at.fs) or ARGV[3]
+local from, chunk = '(' .. after, 4
 while max > 0 and bytes > 0 do
   local page = call('XRANGE', ROOT .. ':e:' .. name, from, '+', 'COUNT', math.min(chunk, max))
   for _, entry in ipairs(page) do

@@ -31,6 +31,10 @@ use crate::{
 };
 
 const OPERATION: &str = "append";
+/// What is before the floor is trimmed with every so many events, for it costs the
+/// server more than the event itself; and with each event of so many bytes.
+const TRIM_EVERY: u64 = 16;
+const TRIM_BYTES: u64 = 1024;
 
 /// Appends of a batch to one stream, by their places in it.
 struct Group<'a> {
@@ -99,7 +103,7 @@ fn is_plain(batch: &[Append], appends: &[usize], native: &Native) -> bool {
 /// The message that wakes the holder of one stream.
 fn wake_of(group: &Group<'_>) -> Bytes {
     let mut payload = wire::wake_stream(group.session);
-    payload.push_str(group.stream.as_str());
+    payload.extend_from_slice(group.stream.as_str().as_bytes());
     payload.into()
 }
 
@@ -126,6 +130,7 @@ fn native_call(
     appends: &[usize],
     session: &SessionKey,
     native: &mut Native,
+    bytes: u64,
     millis: u64,
 ) -> Call {
     let mut payloads = Vec::with_capacity(appends.len());
@@ -153,7 +158,9 @@ fn native_call(
     };
     let mut command = Cmd::with_capacity(8, entry.size() + 256);
     command.arg("XADD").arg(&*native.key).arg("NOMKSTREAM");
-    if floor > Position::START {
+    let first = entry.first;
+    let trims = bytes >= TRIM_BYTES || first.div_ceil(TRIM_EVERY) * TRIM_EVERY <= last.seq;
+    if trims && floor > Position::START {
         let keep = Position::new(floor.epoch, floor.seq.saturating_add(1));
         command.arg("MINID").arg("=").arg(place(keep));
     }
@@ -197,7 +204,10 @@ impl RedisStorage {
         let mut calls: Vec<Call> = groups
             .iter_mut()
             .map(|group| match &mut group.native {
-                Some(native) => native_call(batch, &group.appends, group.session, native, millis),
+                Some(native) => {
+                    let (session, bytes) = (group.session, group.bytes);
+                    native_call(batch, &group.appends, session, native, bytes, millis)
+                }
                 None => self.script_call(batch, group, millis),
             })
             .collect();

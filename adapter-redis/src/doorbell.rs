@@ -226,7 +226,8 @@ async fn open_all(
         signs,
         ended: false,
     };
-    Ok(stream::unfold(bell, |mut bell| async move {
+    // It is moved with each knock.
+    Ok(stream::unfold(Box::new(bell), |mut bell| async move {
         let knock = bell.next().await?;
         Some((knock, bell))
     })

@@ -35,6 +35,9 @@ use crate::{
 /// How long a deleted session's creator is remembered: longer than any command
 /// is held up on its way.
 const TOMBSTONE: Duration = Duration::from_secs(600);
+/// Batches of appends under way at once, so that neither the server nor this
+/// instance waits for the other.
+const LANES: usize = 4;
 /// Events in one page, whatever is asked for.
 const MAX_PAGE: usize = 1 << 20;
 
@@ -244,7 +247,7 @@ impl Storage for RedisStorage {
                 .with_shards(PARTITIONS.into())
                 .with_repair()
         } else {
-            Profile::remote("redis", capabilities, 2).with_repair()
+            Profile::remote("redis", capabilities, LANES).with_repair()
         }
     }
 

@@ -7,7 +7,7 @@ use mcp_adapter_conformance::server::Redis;
 use mcp_adapter_core::{
     Applied, EngineAdapter, ErrorKind, PrincipalKey, RpcId, SessionAdapter, SessionId,
     SessionRecord, WaiterToken,
-    storage::{NewSession, Storage},
+    storage::{Cursor, NewSession, Read, Storage},
 };
 use mcp_adapter_redis::RedisAdapter;
 
@@ -115,4 +115,51 @@ async fn fill(a: &RedisAdapter) {
         }
     }
     eventually("the server answers", async || a.stats().await.ok()).await;
+}
+
+/// Evicted events are trimmed some at a time: those that wait for it are neither
+/// read nor counted.
+#[tokio::test]
+async fn what_is_evicted_and_not_yet_trimmed_is_not_there() {
+    const KEPT: usize = 8;
+    let server = Redis::start(&[]).unwrap();
+    let limits = limits().stream_events(KEPT).build().unwrap();
+    let (a, _b) = two(&server.url(), &limits).await;
+    let id = SessionId::generate();
+    SessionAdapter::create(&a, &id, SessionRecord::default())
+        .await
+        .unwrap();
+    let entered = a.enter(&id, None, Some(&RpcId::Number(1))).await.unwrap();
+    let writer = entered.writer.unwrap();
+    let storage = a.engine().storage();
+    let cursor = Cursor {
+        max_events: 100,
+        max_bytes: 1 << 20,
+        ..Cursor::state_of(id.key(), writer.stream().clone())
+    };
+    let mut untrimmed = 0;
+    for number in 1..=100_u64 {
+        writer.append(Bytes::from_static(b"event")).await.unwrap();
+        let mut read = storage.read(std::slice::from_ref(&cursor)).await.unwrap();
+        let Some(Read::Page { events, state }) = read.pop() else {
+            panic!("{read:?}");
+        };
+        let oldest = number.saturating_sub(KEPT as u64) + 1;
+        let found: Vec<_> = events.iter().map(|event| event.position.seq).collect();
+        assert_eq!(found, (oldest..=number).collect::<Vec<_>>());
+        assert_eq!(state.oldest.map(|oldest| oldest.seq), Some(oldest));
+        if number == 60 {
+            // It counts, and then the writer goes on natively.
+            let bytes = storage.shrink(&id.key(), 1 << 30).await.unwrap();
+            assert_eq!(bytes, 5 * KEPT as u64);
+        }
+        // Answers as the protocol has them.
+        let keys = server.command(&["KEYS", "*:e:*"]).unwrap();
+        let key = keys.lines().last().unwrap();
+        let stored = server.command(&["XLEN", key]).unwrap();
+        let stored: usize = stored.trim().trim_start_matches(':').parse().unwrap();
+        assert!(stored < KEPT + 16, "{stored} after {number}");
+        untrimmed = untrimmed.max(stored.saturating_sub(events.len()));
+    }
+    assert_eq!(untrimmed, 15, "the test has seen what it is about");
 }
