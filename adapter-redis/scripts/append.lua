@@ -162,13 +162,14 @@ local function blob_of(list, from, to)
   return head .. prev .. table.concat(lens) .. table.concat(datas)
 end
 
-local there = false
+local there, none, bytes, total = false, false, nil, nil
 if #new > 0 or ends then
   if floor then
     local fe, fs = of_id(floor)
     if before(m.fe, m.fs, fe, fs) then m.fe, m.fs = fe, fs end
   end
-  if #new == 1 and ends and not shared and call('EXISTS', events) == 0 then
+  if #new == 1 and ends and not shared and at.none and call('EXISTS', events) == 0 then
+    none = true
     -- The only event of its stream: a stream of one costs ten times as much.
     call('SET', ROOT .. ':x:' .. name, blob_of(new, 1, 1), 'PX', ends.ttl)
     m.one, m.te, m.ts = 1, te, ts
@@ -186,18 +187,18 @@ if #new > 0 or ends then
     at = span(name, m)
     if #new > 0 then at = evict(name, m, at, keep_events, keep_bytes, false) end
   end
-  account(session, name, m, at)
+  bytes, total = account(session, name, m, at)
   if shared and session.epoch ~= te then
     call('SETRANGE', ROOT, 73, struct.pack('>I4', te))
   end
   if ends then
-    finish(session, name, m, ends.ttl, ends.how)
+    finish(session, name, m, ends.ttl, ends.how, none)
     finished = true
   else
     save(name, m)
   end
 elseif not finished then
-  account(session, name, m, at)
+  bytes, total = account(session, name, m, at)
   save(name, m)
 end
 local fresh = 0
@@ -210,8 +211,8 @@ if not finished and call('EXISTS', events) == 1 then
   there = true
 end
 local answer = {
-  m.h or '', session_bytes(), principal_bytes(session), fresh, cev, cby, there and 1 or 0,
-  holds_version(),
+  m.h or '', bytes or session_bytes(), total or principal_bytes(session), fresh, cev, cby,
+  there and 1 or 0, there and holds_version() or '0',
 }
 for k = 1, #result do answer[8 + k] = result[k] end
 return answer

@@ -5,11 +5,11 @@
 -- ARGV[7] bytes of the principal at most  [8] its bytes in other partitions (Cluster)
 -- Returns 0: no session, 1: too many streams, 2: the principal's share is used up,
 -- or record, revision, for how long the expiry need not be slid.
-local session = load()
+local session = load(true)
 if not session or session.principal ~= ARGV[2] then return 0 end
 local name = ARGV[3]
-local m, finished
-if name ~= '' then m, finished = stream_of(name) end
+local m, finished, expired
+if name ~= '' then m, finished, expired = stream_of(name) end
 if m and not finished and m.o == ARGV[4] and is_evicted(name, m) then
   -- As if it had no event yet: what comes now, at whatever place, is new.
   count(session, 0, -m.ev, -m.by, 0)
@@ -21,12 +21,14 @@ elseif name ~= '' and not m then
   m = { o = ARGV[4], r = ARGV[5], h = ARGV[4], n = 1, be = 0, bs = 0, te = 0, ts = 0, fe = 0, fs = 0, ev = 0, by = 0 }
   -- First what a full server refuses.
   save(name, m)
-  purge(session, 16)
-  call('HDEL', ROOT .. ':z', name)
-  call('ZREM', ROOT .. ':f', name)
+  purge_due(session, 16)
+  if expired then
+    call('HDEL', ROOT .. ':z', name)
+    call('ZREM', ROOT .. ':f', name)
+  end
   call('UNLINK', ROOT .. ':e:' .. name, ROOT .. ':x:' .. name)
   count(session, 1, 0, 0, 0)
   busy(session)
 end
 local fresh = touch(session)
-return { call('GETRANGE', ROOT, 85, -1), session.rev, fresh }
+return { session.record, session.rev, fresh }

@@ -6,8 +6,7 @@
 local session = load()
 if not session then return -1 end
 -- Those past their deadline do not count.
-local first = call('ZRANGE', ROOT .. ':d', 0, 0, 'WITHSCORES')[2]
-if first and tonumber(first) <= NOW then purge(session, 1024) end
+purge_due(session, 1024)
 local key, rid = ROOT .. ':q', ARGV[2]
 local raw = call('HGET', key, rid)
 local former = raw and cmsgpack.unpack(raw)

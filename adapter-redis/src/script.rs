@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn scripts_have_the_parts_that_they_name_and_no_others() {
         let requests = &Script::Requests.source().text;
-        assert!(requests.contains("local function load()"));
+        assert!(requests.contains("local function load("));
         assert!(!requests.contains("local function evict("));
         let append = &Script::Append.source().text;
         let place = |name: &str| append.find(name).unwrap();
