@@ -1,5 +1,5 @@
-//! H1: `tools/call` over HTTP, the memory adapter against stock rmcp with the
-//! same server.
+//! H1 and H2: `tools/call` over HTTP, the memory and the Redis adapter against stock
+//! rmcp with the same server, by a bare HTTP client in the same thread.
 
 use std::{
     net::SocketAddr,
@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::serve::ListenerExt;
-use mcp_adapter_core::Limits;
+use mcp_adapter_core::{Adapter, Limits};
 use mcp_adapter_memory::MemoryAdapter;
 use mcp_adapter_transport::StreamableHttpTransport;
 use rmcp::{
@@ -169,11 +169,8 @@ async fn clients(address: SocketAddr) -> Result<Vec<Client>, Failure> {
     Ok(clients)
 }
 
-/// H2: latency with an adapter that is far away.
-pub(crate) async fn h2(
-    adapter: impl mcp_adapter_core::Adapter,
-    rounds: usize,
-) -> Result<Gate, Failure> {
+/// The same server with stock rmcp, and with an adapter.
+pub(crate) async fn both(adapter: impl Adapter) -> Result<(SocketAddr, SocketAddr), Failure> {
     let stock = StreamableHttpService::new(
         || Ok(Echo),
         Arc::new(LocalSessionManager::default()),
@@ -184,6 +181,12 @@ pub(crate) async fn h2(
         .with_adapter(adapter)
         .bind(|| Ok(Echo));
     let ours = serve(axum::Router::new().nest_service("/mcp", ours)).await?;
+    Ok((stock, ours))
+}
+
+/// H2: latency with an adapter that is far away.
+pub(crate) async fn h2(adapter: impl Adapter, rounds: usize) -> Result<Gate, Failure> {
+    let (stock, ours) = both(adapter).await?;
     let (stock, ours) = (clients(stock).await?, clients(ours).await?);
     latency(&stock[0]).await?;
     latency(&ours[0]).await?;
@@ -205,17 +208,7 @@ pub(crate) async fn h2(
 
 /// H1: latency and throughput.
 pub(crate) async fn h1(rounds: usize) -> Result<[Gate; 2], Failure> {
-    let stock = StreamableHttpService::new(
-        || Ok(Echo),
-        Arc::new(LocalSessionManager::default()),
-        StreamableHttpServerConfig::default(),
-    );
-    let stock = serve(axum::Router::new().nest_service("/mcp", stock)).await?;
-    let adapter = MemoryAdapter::new(Limits::default());
-    let ours = StreamableHttpTransport::new()
-        .with_adapter(adapter)
-        .bind(|| Ok(Echo));
-    let ours = serve(axum::Router::new().nest_service("/mcp", ours)).await?;
+    let (stock, ours) = both(MemoryAdapter::new(Limits::default())).await?;
     let (stock, ours) = (clients(stock).await?, clients(ours).await?);
     // Warm connections and allocators before the first round counts.
     latency(&stock[0]).await?;

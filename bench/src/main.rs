@@ -6,6 +6,7 @@ mod http;
 mod memory;
 mod postgres;
 mod redis;
+mod sdk;
 mod sqlite;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -26,7 +27,7 @@ struct Arguments {
     /// Whose gates.
     adapter: Adapter,
     /// Only these gates, by name: `M1`, `M2` (with `M2b`), `H1`; `RD1` (with `RD2`),
-    /// `RD3` (with `RD4`), `H2`.
+    /// `RD3` (with `RD4`), `H2` (with `H2c`).
     #[arg(
         long = "gate",
         value_name = "GATE",
@@ -75,7 +76,7 @@ async fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error + 
                 gates.extend(bench.latencies(arguments.rounds.into()).await?);
             }
             if arguments.wants("H2") {
-                gates.push(bench.h2(arguments.rounds.into()).await?);
+                gates.extend(bench.h2(arguments.rounds.into()).await?);
             }
         }
         Adapter::Sqlite => gates.extend(sqlite::gates(arguments.rounds.into()).await?),

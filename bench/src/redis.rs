@@ -1,4 +1,4 @@
-//! RD1 to RD4 and H2: the Redis adapter against a server of its own.
+//! RD1 to RD4, H2 and H2c: the Redis adapter against a server of its own.
 
 use std::{
     sync::Arc,
@@ -18,7 +18,7 @@ use redis::aio::MultiplexedConnection;
 
 use crate::{
     gate::{Better, Gate},
-    http,
+    http, sdk,
 };
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -246,10 +246,11 @@ impl Bench {
         ])
     }
 
-    /// H2: `tools/call` over HTTP against stock rmcp.
-    pub(crate) async fn h2(&self, rounds: usize) -> Result<Gate, Failure> {
+    /// H2: `tools/call` over HTTP against stock rmcp, by a bare client and by rmcp's.
+    pub(crate) async fn h2(&self, rounds: usize) -> Result<[Gate; 2], Failure> {
         let adapter = RedisAdapter::connect(&self.url, Limits::default()).await?;
-        http::h2(adapter, rounds).await
+        let bare = http::h2(adapter, rounds).await?;
+        Ok([bare, sdk::h2c(self.url.clone(), rounds).await?])
     }
 }
 
