@@ -132,6 +132,11 @@ impl<S: Storage> Shared<S> {
             }
             match self.state_of(wait).await {
                 Ok(RequestState::Pending { .. }) => {}
+                // The deadline by the backend's clock, and an answer that began before
+                // it may be about to be stored: who ends the request decides.
+                Ok(RequestState::Ended(OutcomeKind::TimedOut, _)) => {
+                    return self.end(wait, OutcomeKind::TimedOut).await;
+                }
                 Ok(state) => return outcome_of(state),
                 // The next catch-up wakes again; the deadline holds all the same.
                 Err(error) if error.is_retryable() => {}

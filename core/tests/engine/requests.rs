@@ -332,3 +332,24 @@ async fn signals_arrive_in_order_at_every_listener_and_nowhere_else() {
     let error = a.engine.signal(&long, Bytes::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
 }
+
+/// A deadline that a read has seen, while an answer is on its way into the store.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_a_read_has_seen_ends_the_request_for_all() {
+    let fleet = Fleet::new(Limits::default());
+    let (a, b) = (fleet.instance(), fleet.instance());
+    let id = session();
+    SessionAdapter::create(&a.engine, &id, record())
+        .await
+        .unwrap();
+    a.link.see_deadlines_early();
+    let asked = NewClientRequest::new(number(1));
+    let waiting = ClientRequestAdapter::create(&a.engine, &id, asked)
+        .await
+        .unwrap();
+    // The next round of catching up has it looked at.
+    assert_eq!(kind(&waiting.await), OutcomeKind::TimedOut);
+    let delivery = b.engine.answer(&id, &number(1), answer("late")).await;
+    let ended = Delivery::AlreadyEnded(OutcomeKind::TimedOut);
+    assert_eq!(delivery.unwrap(), ended);
+}

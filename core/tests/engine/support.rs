@@ -14,9 +14,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
 use mcp_adapter_core::{
-    Applied, Cancelled, Capabilities, Engine, Error, EventId, InstanceId, Limits, Position,
-    PrincipalKey, Result, RpcId, SessionAdapter, SessionId, SessionKey, SessionRecord, Stats,
-    StreamId, StreamWriter, Tail, TailEvent, TailFrom,
+    Applied, Cancelled, Capabilities, Engine, Error, EventId, InstanceId, Limits, OutcomeKind,
+    Position, PrincipalKey, Result, RpcId, SessionAdapter, SessionId, SessionKey, SessionRecord,
+    Stats, StreamId, StreamWriter, Tail, TailEvent, TailFrom,
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
@@ -35,6 +35,8 @@ pub(crate) struct Link {
     away: Mutex<Option<usize>>,
     /// So many writes take effect, and their answers are lost.
     lost_replies: AtomicUsize,
+    /// Reads see a request's deadline before it counts for those who end it.
+    early: AtomicBool,
     /// No knock arrives.
     deaf: AtomicBool,
     /// Another history of the server's data.
@@ -65,6 +67,10 @@ impl Link {
 
     pub(crate) fn replies_left_to_lose(&self) -> usize {
         self.lost_replies.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn see_deadlines_early(&self) {
+        self.early.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn lose_knocks(&self) {
@@ -230,7 +236,16 @@ impl Storage for Remote {
         forward!(self, batch.iter().map(|one| &one.session), settle(batch))
     }
     async fn requests(&self, keys: &[RequestKey]) -> Result<Vec<RequestState>> {
-        forward!(self, keys.iter().map(|one| &one.session), requests(keys))
+        let sessions = keys.iter().map(|one| &one.session);
+        let read: Result<Vec<_>> = forward!(self, sessions, requests(keys));
+        let early = self.link.early.load(Ordering::SeqCst);
+        let passed = |state| match state {
+            RequestState::Pending { .. } if early => {
+                RequestState::Ended(OutcomeKind::TimedOut, Bytes::new())
+            }
+            state => state,
+        };
+        read.map(|states| states.into_iter().map(passed).collect())
     }
     async fn mark_cancel(&self, session: &SessionKey, id: &RpcId) -> Result<Option<Cancelled>> {
         forward!(self, mark_cancel(session, id))
