@@ -27,11 +27,11 @@ struct Arguments {
     /// Whose gates.
     adapter: Adapter,
     /// Only these gates, by name: `M1`, `M2` (with `M2b`), `H1`; `RD1` (with `RD2`),
-    /// `RD3` (with `RD4`), `H2` (with `H2c`).
+    /// `RD3` (with `RD4`), `H2` (with `H2c`); `PG1` (with `PG2`), `PG3`, `PG4`.
     #[arg(
         long = "gate",
         value_name = "GATE",
-        value_parser = ["M1", "M2", "H1", "RD1", "RD3", "H2"]
+        value_parser = ["M1", "M2", "H1", "RD1", "RD3", "H2", "PG1", "PG3", "PG4"]
     )]
     gates: Vec<String>,
     /// Interleaved rounds per gate.
@@ -66,7 +66,18 @@ async fn run(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error + 
                 gates.extend(http::h1(arguments.rounds.into()).await?);
             }
         }
-        Adapter::Postgres => gates.extend(postgres::gates(arguments.rounds.into()).await?),
+        Adapter::Postgres => {
+            let mut bench = postgres::Bench::start().await?;
+            if arguments.wants("PG1") {
+                gates.extend(bench.appends(arguments.rounds.into()).await?);
+            }
+            if arguments.wants("PG3") {
+                gates.push(bench.crowded(arguments.rounds.into()).await?);
+            }
+            if arguments.wants("PG4") {
+                gates.push(bench.latencies(arguments.rounds.into()).await?);
+            }
+        }
         Adapter::Redis => {
             let bench = redis::Bench::start().await?;
             if arguments.wants("RD1") {

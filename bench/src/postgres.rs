@@ -54,7 +54,7 @@ fn median_micros(mut times: Vec<Duration>) -> f64 {
 
 /// A server, our adapter on it, and a table like the adapter's own for the raw
 /// engine.
-struct Bench {
+pub(crate) struct Bench {
     adapter: PostgresAdapter,
     other: PostgresAdapter,
     url: String,
@@ -64,7 +64,7 @@ struct Bench {
 }
 
 impl Bench {
-    async fn start() -> Result<Self, Failure> {
+    pub(crate) async fn start() -> Result<Self, Failure> {
         let start = || {
             Postgres::start(&[
                 "fsync=on",
@@ -243,6 +243,100 @@ impl Bench {
         }
         Ok(median_micros(times))
     }
+
+    /// PG1 and PG2: acknowledged appends against the raw engine, in batches and row by
+    /// row.
+    pub(crate) async fn appends(&mut self, rounds: usize) -> Result<Vec<Gate>, Failure> {
+        let (mut pg1, mut pg2) = (vec![], vec![]);
+        // The first of each fills caches.
+        self.raw().await?;
+        self.ours(0).await?;
+        for round in 0..rounds {
+            let raw = self.raw().await?;
+            let ours = self.ours(0).await?;
+            let single = self.single().await?;
+            eprintln!("round {round}: raw {raw:.0}, ours {ours:.0}, single {single:.0}");
+            pg1.push((ours, raw));
+            pg2.push((ours, single));
+        }
+        Ok(vec![
+            Gate {
+                name: "PG1",
+                what: "acknowledged append, 256 waiters, against UNNEST of 128 rows on 2 \
+                       connections",
+                unit: "events/s",
+                better: Better::More,
+                reach: 0.70,
+                goal: 0.9,
+                rounds: pg1,
+            },
+            Gate {
+                name: "PG2",
+                what: "acknowledged append, 256 waiters, against a row per commit on 16 \
+                       connections",
+                unit: "events/s",
+                better: Better::More,
+                reach: 10.0,
+                goal: 18.0,
+                rounds: pg2,
+            },
+        ])
+    }
+
+    /// PG3: appends that notify, with and without idle listeners in the database.
+    pub(crate) async fn crowded(&mut self, rounds: usize) -> Result<Gate, Failure> {
+        let mut pg3 = vec![];
+        self.ours(FOLLOWED).await?;
+        for round in 0..rounds {
+            // Which comes first alternates: the table grows meanwhile.
+            let mut quiet = 0.0;
+            if round % 2 == 0 {
+                quiet = self.ours(FOLLOWED).await?;
+            }
+            let listeners = self.listeners().await?;
+            let crowded = self.ours(FOLLOWED).await?;
+            drop(listeners);
+            if round % 2 == 1 {
+                quiet = self.ours(FOLLOWED).await?;
+            }
+            eprintln!("round {round}: crowded {crowded:.0} of {quiet:.0}");
+            pg3.push((crowded, quiet));
+        }
+        Ok(Gate {
+            name: "PG3",
+            what: "append with notifications beside 50 idle listeners, against without them",
+            unit: "events/s",
+            better: Better::More,
+            reach: 0.8,
+            goal: 0.95,
+            rounds: pg3,
+        })
+    }
+
+    /// PG4: a client request and its answer at another instance.
+    pub(crate) async fn latencies(&mut self, rounds: usize) -> Result<Gate, Failure> {
+        let id = SessionId::generate();
+        let record = SessionRecord::default();
+        SessionAdapter::create(&self.adapter, &id, record).await?;
+        let mut pg4 = vec![];
+        self.requests(&id).await?;
+        for round in 0..rounds {
+            self.next += 1;
+            let commit = self.commit().await?;
+            let ours = self.requests(&id).await?;
+            eprintln!("round {round}: request and answer {ours:.0} us, commit {commit:.0} us");
+            pg4.push((ours, commit));
+        }
+        Ok(Gate {
+            name: "PG4",
+            what: "request and answer across instances, against a single-row commit",
+            unit: "us",
+            better: Better::Less,
+            reach: 3.0,
+            goal: 2.0,
+            rounds: pg4,
+        })
+    }
 }
 
 async fn commits(
@@ -260,87 +354,4 @@ async fn commits(
             .await?;
     }
     Ok(())
-}
-
-/// All gates, in interleaved rounds.
-pub(crate) async fn gates(rounds: usize) -> Result<Vec<Gate>, Failure> {
-    let mut bench = Bench::start().await?;
-    let (mut pg1, mut pg2, mut pg3, mut pg4) = (vec![], vec![], vec![], vec![]);
-    // The first of each fills caches.
-    bench.raw().await?;
-    bench.ours(FOLLOWED).await?;
-    let id = SessionId::generate();
-    let record = SessionRecord::default();
-    SessionAdapter::create(&bench.adapter, &id, record).await?;
-    bench.requests(&id).await?;
-    for round in 0..rounds {
-        let raw = bench.raw().await?;
-        let ours = bench.ours(0).await?;
-        let single = bench.single().await?;
-        pg1.push((ours, raw));
-        pg2.push((ours, single));
-        // Which comes first alternates: the table grows meanwhile.
-        let mut quiet = 0.0;
-        if round % 2 == 0 {
-            quiet = bench.ours(FOLLOWED).await?;
-        }
-        let listeners = bench.listeners().await?;
-        let crowded = bench.ours(FOLLOWED).await?;
-        drop(listeners);
-        if round % 2 == 1 {
-            quiet = bench.ours(FOLLOWED).await?;
-        }
-        pg3.push((crowded, quiet));
-        let commit = bench.commit().await?;
-        pg4.push((bench.requests(&id).await?, commit));
-        bench.next += 1;
-        eprintln!(
-            "round {round}: raw {raw:.0}, ours {ours:.0}, single {single:.0}, \
-             crowded {crowded:.0} of {quiet:.0}, requests {:.0} us, commit {commit:.0} us",
-            pg4.last().map_or(0.0, |round| round.0)
-        );
-    }
-    let gate = |name, what, unit, better, (reach, goal), rounds| Gate {
-        name,
-        what,
-        unit,
-        better,
-        reach,
-        goal,
-        rounds,
-    };
-    Ok(vec![
-        gate(
-            "PG1",
-            "acknowledged append, 256 waiters, against UNNEST of 128 rows on 2 connections",
-            "events/s",
-            Better::More,
-            (0.70, 0.9),
-            pg1,
-        ),
-        gate(
-            "PG2",
-            "acknowledged append, 256 waiters, against a row per commit on 16 connections",
-            "events/s",
-            Better::More,
-            (10.0, 18.0),
-            pg2,
-        ),
-        gate(
-            "PG3",
-            "append with notifications beside 50 idle listeners, against without them",
-            "events/s",
-            Better::More,
-            (0.8, 0.95),
-            pg3,
-        ),
-        gate(
-            "PG4",
-            "request and answer across instances, against a single-row commit",
-            "us",
-            Better::Less,
-            (3.0, 2.0),
-            pg4,
-        ),
-    ])
 }
