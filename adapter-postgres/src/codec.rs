@@ -4,7 +4,7 @@
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use bytes::Bytes;
 use mcp_adapter_core::{
-    InstanceId, RpcId, SessionKey, StreamId,
+    InstanceId, OutcomeKind, RpcId, SessionKey, StreamId, WaiterToken,
     storage::{Knock, SignalChannel, Target},
 };
 
@@ -31,6 +31,43 @@ pub(crate) fn instance(bytes: &[u8]) -> Option<InstanceId> {
     Some(InstanceId(u128::from_be_bytes(bytes)))
 }
 
+/// The numbers of outcomes in the database; the functions there know 3, 5 and 7.
+const OUTCOMES: [(OutcomeKind, i16); 8] = [
+    (OutcomeKind::Answered, 1),
+    (OutcomeKind::Rejected, 2),
+    (OutcomeKind::TimedOut, 3),
+    (OutcomeKind::Cancelled, 4),
+    (OutcomeKind::OwnerLost, 5),
+    (OutcomeKind::SessionEnded, 6),
+    (OutcomeKind::Replaced, 7),
+    (OutcomeKind::Lost, 8),
+];
+
+pub(crate) fn outcome_number(kind: OutcomeKind) -> i16 {
+    let mut all = OUTCOMES.iter();
+    all.find(|(known, _)| *known == kind)
+        .map_or(8, |(_, number)| *number)
+}
+
+pub(crate) fn outcome_of(number: i16) -> Option<OutcomeKind> {
+    let mut all = OUTCOMES.iter();
+    all.find(|(_, known)| *known == number)
+        .map(|(kind, _)| *kind)
+}
+
+/// The line that brings an outcome, but for the waiter's token, which the database
+/// writes behind it.
+pub(crate) fn outcome(
+    session: &SessionKey,
+    id: &RpcId,
+    kind: OutcomeKind,
+    payload: &[u8],
+) -> String {
+    let (key, id) = (BASE64.encode(session.0), BASE64.encode(id_bytes(id)));
+    let (kind, payload) = (outcome_number(kind), BASE64.encode(payload));
+    format!("o{key}{kind} {id} {payload} ")
+}
+
 /// One line of a payload.
 pub(crate) fn line(knock: &Knock) -> String {
     match knock {
@@ -42,10 +79,13 @@ pub(crate) fn line(knock: &Knock) -> String {
                 Target::Session => format!("x{key}"),
             }
         }
-        // This backend wakes: the outcome is read.
-        Knock::Outcome { session, id, .. } => {
-            line(&Knock::Wake(*session, Target::Request(id.clone())))
-        }
+        Knock::Outcome {
+            session,
+            id,
+            token,
+            kind,
+            payload,
+        } => format!("{}{:032x}", outcome(session, id, *kind, payload), token.0),
         Knock::Everything => "e".into(),
         Knock::Probe(number) => format!("p{number}"),
         Knock::Signal {
@@ -90,6 +130,20 @@ pub(crate) fn knock(line: &str) -> Option<Knock> {
             let (session, id) = target(rest)?;
             let id = id_of(&BASE64.decode(id).ok()?)?;
             Some(Knock::Wake(session, Target::Request(id)))
+        }
+        "o" => {
+            let (key, rest) = rest.split_at_checked(KEY)?;
+            let parts: Vec<_> = rest.split(' ').collect();
+            let &[kind, id, payload, token] = &parts[..] else {
+                return None;
+            };
+            Some(Knock::Outcome {
+                session: session(key)?,
+                id: id_of(&BASE64.decode(id).ok()?)?,
+                token: WaiterToken(u128::from_str_radix(token, 16).ok()?),
+                kind: outcome_of(kind.parse().ok()?)?,
+                payload: BASE64.decode(payload).ok()?.into(),
+            })
         }
         "x" => Some(Knock::Wake(session(rest)?, Target::Session)),
         "e" => Some(Knock::Everything),
@@ -145,6 +199,20 @@ mod tests {
             wake(Target::Stream("a.b-c_9".parse().unwrap())),
             wake(Target::Request(RpcId::Number(i64::MIN))),
             wake(Target::Request(RpcId::String("\0 \n\u{e4}".into()))),
+            Knock::Outcome {
+                session: key,
+                id: RpcId::String(" \n".into()),
+                token: WaiterToken(1),
+                kind: OutcomeKind::Rejected,
+                payload: Bytes::new(),
+            },
+            Knock::Outcome {
+                session: key,
+                id: RpcId::Number(-1),
+                token: WaiterToken(u128::MAX),
+                kind: OutcomeKind::Answered,
+                payload: Bytes::from_static(b"\0 \xff\n"),
+            },
             Knock::Everything,
             Knock::Probe(u64::MAX),
             Knock::Signal {
@@ -166,7 +234,9 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_nothing() {
-        for odd in ["", "z", "w", "wAAAA", "pX", "g1", "g1 k", "\u{e4}", "q7"] {
+        for odd in [
+            "", "z", "w", "wAAAA", "pX", "g1", "g1 k", "\u{e4}", "q7", "o", "o1 ",
+        ] {
             assert_eq!(knock(odd), None, "{odd:?}");
         }
     }

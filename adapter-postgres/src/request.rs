@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use mcp_adapter_core::{
-    OutcomeKind, Result,
+    Result,
     storage::{Knock, Put, PutRequest, RequestKey, RequestState, Settle, Settled, Target},
 };
 
@@ -13,30 +13,9 @@ use crate::{
     storage::Inner,
 };
 
-/// The numbers of outcomes in the database; the functions there know 3, 5 and 7.
-const OUTCOMES: [(OutcomeKind, i16); 8] = [
-    (OutcomeKind::Answered, 1),
-    (OutcomeKind::Rejected, 2),
-    (OutcomeKind::TimedOut, 3),
-    (OutcomeKind::Cancelled, 4),
-    (OutcomeKind::OwnerLost, 5),
-    (OutcomeKind::SessionEnded, 6),
-    (OutcomeKind::Replaced, 7),
-    (OutcomeKind::Lost, 8),
-];
-
-fn number(kind: OutcomeKind) -> i16 {
-    let mut all = OUTCOMES.iter();
-    all.find(|(known, _)| *known == kind)
-        .map_or(8, |(_, number)| *number)
-}
-
-fn outcome(operation: &'static str, number: i16) -> Result<OutcomeKind> {
-    let mut all = OUTCOMES.iter();
-    all.find(|(_, known)| *known == number)
-        .map(|(kind, _)| *kind)
-        .ok_or_else(|| odd(operation))
-}
+/// An outcome goes along with its notification where the line is no longer: several
+/// lines share one, which may have 8000 bytes.
+const TOLD: usize = 900;
 
 /// The order in which all batches take their rows.
 fn sorted<T>(batch: &[T], key: impl Fn(&T) -> ([u8; 32], Vec<u8>)) -> Vec<usize> {
@@ -88,11 +67,15 @@ impl Inner {
             (settle.session.0, codec::id_bytes(&settle.id))
         });
         let entries: Vec<&Settle> = order.iter().map(|index| &batch[*index]).collect();
-        let wake = |settle: &&Settle| {
-            codec::line(&Knock::Wake(
-                settle.session,
-                Target::Request(settle.id.clone()),
-            ))
+        let knock = |settle: &&Settle| {
+            let Settle { session, id, .. } = settle;
+            if settle.payload.len() < TOLD {
+                let line = codec::outcome(session, id, settle.outcome, &settle.payload);
+                if line.len() <= TOLD {
+                    return line;
+                }
+            }
+            codec::line(&Knock::Wake(*session, Target::Request(id.clone())))
         };
         let instance = |settle: &&Settle| settle.dead.map(|dead| dead.instance.0.to_be_bytes());
         let beat = |settle: &&Settle| settle.dead.and_then(|dead| dead.beat).map(bits);
@@ -110,7 +93,11 @@ impl Inner {
                         .map(|s| s.token.map(|token| token.0.to_be_bytes()))
                         .collect::<Vec<_>>(),
                 )
-                .bind(entries().map(|s| number(s.outcome)).collect::<Vec<_>>())
+                .bind(
+                    entries()
+                        .map(|s| codec::outcome_number(s.outcome))
+                        .collect::<Vec<_>>(),
+                )
                 .bind(entries().map(|s| &s.payload[..]).collect::<Vec<_>>())
                 .bind(entries().map(instance).collect::<Vec<_>>())
                 .bind(entries().map(beat).collect::<Vec<_>>())
@@ -119,7 +106,7 @@ impl Inner {
                         .map(|s| s.attempt.0.to_be_bytes())
                         .collect::<Vec<_>>(),
                 )
-                .bind(entries().map(wake).collect::<Vec<_>>())
+                .bind(entries().map(knock).collect::<Vec<_>>())
                 .bind(ring)
         };
         let sql = &self.functions().settle;
@@ -129,7 +116,11 @@ impl Inner {
             let at = order[index(OPERATION, get(OPERATION, row, 0)?, batch.len())?];
             answers[at] = Some(match get::<i16>(OPERATION, row, 1)? {
                 0 => Settled::Won,
-                1 => Settled::Already(outcome(OPERATION, get(OPERATION, row, 2)?)?),
+                1 => {
+                    let number = get(OPERATION, row, 2)?;
+                    let outcome = codec::outcome_of(number).ok_or_else(|| odd(OPERATION))?;
+                    Settled::Already(outcome)
+                }
                 2 => Settled::Alive,
                 3 => Settled::Unknown,
                 _ => return Err(odd(OPERATION)),
@@ -161,7 +152,8 @@ impl Inner {
                     Some(number) => {
                         let payload: Option<Vec<u8>> = get(OPERATION, row, 4)?;
                         let payload = Bytes::from(payload.unwrap_or_default());
-                        RequestState::Ended(outcome(OPERATION, number)?, payload)
+                        let outcome = codec::outcome_of(number).ok_or_else(|| odd(OPERATION))?;
+                        RequestState::Ended(outcome, payload)
                     }
                 },
             });
