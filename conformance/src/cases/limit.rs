@@ -3,7 +3,7 @@
 use mcp_adapter_core::{EndReason, ErrorKind, Principal, SessionId, StreamId, TailEvent, TailFrom};
 use tokio::time::{Instant, sleep};
 
-use super::{counted, fresh_stats, kind, number, record_of};
+use super::{TOO_SLOW, TRIES, counted, fresh_stats, kind, number, record_of};
 use crate::{
     fleet::Fleet,
     instance::{show, start_of},
@@ -230,7 +230,7 @@ pub(crate) async fn a_finished_stream_stays_for_its_time(fleet: Fleet) -> Verdic
     let running = a.call(&id, 2).await?;
     running.append("runs").await?;
     let mut told = false;
-    for _ in 0..3 {
+    for _ in 0..TRIES {
         let writer = a.call(&id, 1).await?;
         let event = writer.append("1").await?;
         let finishing = Instant::now();
@@ -251,7 +251,7 @@ pub(crate) async fn a_finished_stream_stays_for_its_time(fleet: Fleet) -> Verdic
         told = true;
         break;
     }
-    claim!(told, "the machine is too slow to tell before from after");
+    claim!(told, "{TOO_SLOW}");
     claim_eq!(
         b.replay_all(&id, running.stream()).await?,
         ["runs"],

@@ -79,6 +79,10 @@ pub(crate) fn counted(from: u32, to: u32, end: Option<&str>) -> Vec<String> {
     numbers.chain(end.map(Into::into)).collect()
 }
 
+/// How often a case is tried that has to be quick between two looks.
+pub(crate) const TRIES: u32 = 10;
+pub(crate) const TOO_SLOW: &str = "the machine is too slow to tell before from after";
+
 /// Whether deadlines may be told by looking: after this a thing is gone, before
 /// that it is not.
 pub(crate) fn is_before(since: Instant, limits: &Limits) -> bool {

@@ -7,7 +7,7 @@ use futures::future::join_all;
 use mcp_adapter_core::{Answer, Delivery, ErrorKind, NewClientRequest, OutcomeKind, RpcId};
 use tokio::time::{Instant, sleep};
 
-use super::{NOT_FOUND, kind, number, string};
+use super::{NOT_FOUND, TOO_SLOW, TRIES, kind, number, string};
 use crate::{
     fleet::Fleet,
     instance::{Instance, Waiting},
@@ -187,7 +187,7 @@ pub(crate) async fn an_outcome_is_forgotten_after_its_time(fleet: Fleet) -> Verd
     let [a, b] = fleet.instances().await?;
     let id = a.session().await?;
     let mut told = false;
-    for n in 0..3 {
+    for n in 0..i64::from(TRIES) {
         let waiting = a.ask(&id, ask(&number(n))).await?;
         let answering = Instant::now();
         b.answer(&id, &number(n), result("x")).await?;
@@ -212,7 +212,7 @@ pub(crate) async fn an_outcome_is_forgotten_after_its_time(fleet: Fleet) -> Verd
             break;
         }
     }
-    claim!(told, "the machine is too slow to tell before from after");
+    claim!(told, "{TOO_SLOW}");
     Ok(())
 }
 

@@ -12,8 +12,20 @@ use crate::{
     wait::{Failure, Verdict, claim, claim_eq, never_within, within},
 };
 
+/// What is on its way as a link is given up is lost, and a busy machine must not look
+/// like a dead link.
+fn with_a_steady_link(fleet: &Fleet) -> Result<Fleet, Failure> {
+    fleet.with(|limits| {
+        limits
+            .probe_after(fleet.ticks(500))
+            .probe_timeout(fleet.ticks(1000))
+            .operation_timeout(fleet.ticks(1000))
+    })
+}
+
 pub(crate) async fn every_listener_hears_in_order(fleet: Fleet) -> Verdict {
     const SIGNALS: u8 = 60;
+    let fleet = with_a_steady_link(&fleet)?;
     let [a, b, c] = fleet.instances().await?;
     let channel = Channel::Session(a.session().await?);
     let listeners = [
@@ -58,6 +70,7 @@ pub(crate) async fn every_listener_hears_in_order(fleet: Fleet) -> Verdict {
 }
 
 pub(crate) async fn only_its_channel_is_heard(fleet: Fleet) -> Verdict {
+    let fleet = with_a_steady_link(&fleet)?;
     let [a, b] = fleet.instances().await?;
     let (one, two) = (a.session().await?, a.session().await?);
     let channels = [
