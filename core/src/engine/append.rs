@@ -20,6 +20,27 @@ use crate::{
 /// Appends as the backend gets them, and beside each who waits for it.
 type Batch = (Vec<Append>, Vec<Job<Waiting, Appended>>);
 
+/// Lost streams, and whether they are open again: each is opened once for all its
+/// appends.
+#[derive(Default)]
+pub(super) struct Reopened(Vec<(Arc<Owned>, bool)>);
+
+impl Reopened {
+    pub(super) async fn once(
+        &mut self,
+        owned: &Arc<Owned>,
+        opening: impl Future<Output = bool>,
+    ) -> bool {
+        let mut known = self.0.iter();
+        if let Some((_, open)) = known.find(|(other, _)| Arc::ptr_eq(other, owned)) {
+            return *open;
+        }
+        let open = opening.await;
+        self.0.push((Arc::clone(owned), open));
+        open
+    }
+}
+
 impl<S: Storage> Shared<S> {
     pub(super) async fn run_appends(self: Arc<Self>, mut queue: LaneQueue<Pending, Appended>) {
         while let Some(batch) = queue.batch().await {
@@ -80,28 +101,23 @@ impl<S: Storage> Shared<S> {
         answers: Vec<Appended>,
     ) -> Batch {
         let mut again = Batch::default();
-        let mut reopened: Vec<(Arc<Owned>, bool)> = Vec::new();
+        let mut reopened = Reopened::default();
         for ((mut append, job), answer) in appends.into_iter().zip(jobs).zip(answers) {
             let lost = answer == Appended::NoStream && append.event.is_some();
             if let (true, Some(owned)) = (lost, &job.item.owned) {
-                let known = reopened.iter().find(|(other, _)| Arc::ptr_eq(other, owned));
-                let open = match known {
-                    Some((_, open)) => *open,
-                    None => {
-                        let open = self.reopen(owned).await;
-                        if open && self.profile.repair {
-                            // Before what comes again, and after nothing: this lane
-                            // is the stream's.
-                            let written = self.write_again(std::slice::from_ref(owned)).await;
-                            if let Err(error) = written {
-                                tracing::warn!(%error, "a lost stream is open again, but empty");
-                            }
+                let opening = async {
+                    let open = self.reopen(owned).await;
+                    if open && self.profile.repair {
+                        // Before what comes again, and after nothing: this lane is the
+                        // stream's.
+                        let written = self.write_again(std::slice::from_ref(owned)).await;
+                        if let Err(error) = written {
+                            tracing::warn!(%error, "a lost stream is open again, but empty");
                         }
-                        reopened.push((Arc::clone(owned), open));
-                        open
                     }
+                    open
                 };
-                if open {
+                if reopened.once(owned, opening).await {
                     again.extend([(append, job)]);
                     continue;
                 }

@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Shared, interest::Owned, retry::within};
+use super::{Shared, append::Reopened, interest::Owned, retry::within};
 use crate::{
     error::Result,
     id::Position,
@@ -266,7 +266,7 @@ impl<S: Storage> Shared<S> {
             let appends: Vec<_> = batch.iter().map(|(_, append)| append.clone()).collect();
             let sent = within("repair", self.deadline(), self.storage.append(&appends)).await;
             self.note(&sent);
-            let mut opened: Vec<(usize, bool)> = Vec::new();
+            let mut reopened = Reopened::default();
             let mut again = Vec::new();
             for ((number, append), answer) in batch.into_iter().zip(sent?) {
                 // Anything else is a repeat, or the end of its stream in some way
@@ -274,15 +274,8 @@ impl<S: Storage> Shared<S> {
                 if answer != Appended::NoStream {
                     continue;
                 }
-                let open = match opened.iter().find(|(other, _)| *other == number) {
-                    Some((_, open)) => *open,
-                    None => {
-                        let open = self.reopen(&streams[number]).await;
-                        opened.push((number, open));
-                        open
-                    }
-                };
-                if open {
+                let owned = &streams[number];
+                if reopened.once(owned, self.reopen(owned)).await {
                     again.push((number, append));
                 }
             }
