@@ -13,6 +13,9 @@ use crate::{error::Failure, node::Fleet};
 #[cfg(any(feature = "redis", feature = "postgres"))]
 const CANNOT: &str = "cannot look into the store";
 
+#[cfg(feature = "redis")]
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// Where to look.
 pub(super) enum Held {
     /// Nothing but the sessions can be counted.
@@ -37,7 +40,12 @@ impl Held {
                 #[cfg(feature = "redis")]
                 Backend::Redis if url.starts_with("redis://") => {
                     let client = redis::Client::open(url).map_err(Failure::context(CANNOT))?;
-                    let connection = client.get_multiplexed_async_connection().await;
+                    // A machine that is kept busy on purpose may be slow.
+                    let patient = redis::AsyncConnectionConfig::new()
+                        .set_connection_timeout(Some(PATIENCE))
+                        .set_response_timeout(Some(PATIENCE));
+                    let connection = client.get_multiplexed_async_connection_with_config(&patient);
+                    let connection = connection.await;
                     let connection = connection.map_err(Failure::context(CANNOT))?;
                     return Ok(Self::Redis(connection));
                 }
