@@ -162,14 +162,13 @@ local function blob_of(list, from, to)
   return head .. prev .. table.concat(lens) .. table.concat(datas)
 end
 
-local there, none, bytes, total = false, false, nil, nil
+local there, bytes, total = false, nil, nil
 if #new > 0 or ends then
   if floor then
     local fe, fs = of_id(floor)
     if before(m.fe, m.fs, fe, fs) then m.fe, m.fs = fe, fs end
   end
   if #new == 1 and ends and not shared and at.none and call('EXISTS', events) == 0 then
-    none = true
     -- The only event of its stream: a stream of one costs ten times as much.
     call('SET', ROOT .. ':x:' .. name, blob_of(new, 1, 1), 'PX', ends.ttl)
     m.one, m.te, m.ts = 1, te, ts
@@ -192,7 +191,7 @@ if #new > 0 or ends then
     call('SETRANGE', ROOT, 73, struct.pack('>I4', te))
   end
   if ends then
-    finish(session, name, m, ends.ttl, ends.how, none)
+    finish(session, name, m, ends.ttl, ends.how)
     finished = true
   else
     save(name, m)

@@ -399,8 +399,8 @@ local function remove(session, name, m)
 end
 
 -- Ends a stream: nothing is ever added to its events, not even by a command
--- that comes late. `none`: it is known that it has none.
-local function finish(session, name, m, ttl, how, none)
+-- that comes late.
+local function finish(session, name, m, ttl, how)
   local at = NOW + ttl
   m.x, m.e = at, how
   call('HDEL', ROOT .. ':o', name)
@@ -408,7 +408,7 @@ local function finish(session, name, m, ttl, how, none)
   call('ZADD', ROOT .. ':f', at, name)
   bind(ROOT .. ':f')
   local events = ROOT .. ':e:' .. name
-  if not none and call('EXISTS', events) == 1 then
+  if not m.one and call('EXISTS', events) == 1 then
     call('XSETID', events, '9007199254740991-0')
     call('PEXPIREAT', events, at)
   end
