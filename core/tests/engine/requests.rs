@@ -30,10 +30,7 @@ async fn an_answer_at_another_instance_arrives_with_and_without_its_announcement
         if deaf {
             a.link.lose_knocks();
         }
-        let id = session();
-        SessionAdapter::create(&a.engine, &id, record())
-            .await
-            .unwrap();
+        let id = a.begin().await;
         let create = |request| ClientRequestAdapter::create(&a.engine, &id, request);
         // The number 1 and the string "1" differ.
         let one = create(NewClientRequest::new(number(1))).await.unwrap();
@@ -65,10 +62,7 @@ async fn an_answer_at_another_instance_arrives_with_and_without_its_announcement
 async fn of_many_answers_one_is_delivered() {
     let fleet = Fleet::new(Limits::default());
     let (a, b) = (fleet.instance(), fleet.instance());
-    let id = session();
-    SessionAdapter::create(&a.engine, &id, record())
-        .await
-        .unwrap();
+    let id = a.begin().await;
     let request = NewClientRequest::new(string("q"));
     let wait = ClientRequestAdapter::create(&a.engine, &id, request)
         .await
@@ -94,10 +88,7 @@ async fn of_many_answers_one_is_delivered() {
     assert_eq!(&wait.await.payload[..], winner.to_string().as_bytes());
     let late = b.engine.answer(&id, &key, answer("late")).await.unwrap();
     assert_eq!(late, Delivery::AlreadyEnded(OutcomeKind::Answered));
-    let stranger = session();
-    SessionAdapter::create(&a.engine, &stranger, record())
-        .await
-        .unwrap();
+    let stranger = a.begin().await;
     let foreign = b.engine.answer(&stranger, &key, answer("x")).await.unwrap();
     assert_eq!(foreign, Delivery::Unknown);
     tokio::time::sleep(fleet.limits.result_ttl() * 2).await;
@@ -109,10 +100,7 @@ async fn of_many_answers_one_is_delivered() {
 async fn a_deadline_and_an_answer_never_both_win() {
     let fleet = Fleet::new(Limits::default());
     let (a, b) = (fleet.instance(), fleet.instance());
-    let id = session();
-    SessionAdapter::create(&a.engine, &id, record())
-        .await
-        .unwrap();
+    let id = a.begin().await;
     let timeout = Duration::from_millis(100);
     for delay in 90..=110 {
         let key = number(delay.try_into().unwrap());
@@ -142,10 +130,7 @@ async fn a_deadline_and_an_answer_never_both_win() {
 async fn the_same_key_again_replaces_and_a_repeat_does_not() {
     let fleet = Fleet::new(Limits::default());
     let (a, b) = (fleet.instance(), fleet.instance());
-    let id = session();
-    SessionAdapter::create(&a.engine, &id, record())
-        .await
-        .unwrap();
+    let id = a.begin().await;
     a.link.lose_replies(2);
     let request = NewClientRequest::new(number(1));
     let first = ClientRequestAdapter::create(&a.engine, &id, request)
@@ -164,10 +149,7 @@ async fn the_same_key_again_replaces_and_a_repeat_does_not() {
 async fn a_withdrawn_request_and_one_whose_wait_was_dropped_cannot_be_answered() {
     let fleet = Fleet::new(Limits::default());
     let (a, b) = (fleet.instance(), fleet.instance());
-    let id = session();
-    SessionAdapter::create(&a.engine, &id, record())
-        .await
-        .unwrap();
+    let id = a.begin().await;
     let writer = a
         .engine
         .enter(&id, None, Some(&number(1)))
@@ -247,10 +229,7 @@ async fn the_session_ends_its_requests_and_a_dead_owner_loses_its() {
 async fn a_wait_rides_out_an_outage() {
     let fleet = Fleet::new(Limits::default());
     let (a, b) = (fleet.instance(), fleet.instance());
-    let id = session();
-    SessionAdapter::create(&a.engine, &id, record())
-        .await
-        .unwrap();
+    let id = a.begin().await;
     let request = NewClientRequest::new(number(1));
     let wait = ClientRequestAdapter::create(&a.engine, &id, request)
         .await
@@ -276,10 +255,7 @@ async fn bounds_are_typed_errors() {
         .unwrap();
     let fleet = Fleet::new(limits);
     let a = fleet.instance();
-    let id = session();
-    SessionAdapter::create(&a.engine, &id, record())
-        .await
-        .unwrap();
+    let id = a.begin().await;
     let create = |id: RpcId| NewClientRequest::new(id);
     let wait = ClientRequestAdapter::create(&a.engine, &id, create(number(1)))
         .await
@@ -338,10 +314,7 @@ async fn signals_arrive_in_order_at_every_listener_and_nowhere_else() {
 async fn a_deadline_that_a_read_has_seen_ends_the_request_for_all() {
     let fleet = Fleet::new(Limits::default());
     let (a, b) = (fleet.instance(), fleet.instance());
-    let id = session();
-    SessionAdapter::create(&a.engine, &id, record())
-        .await
-        .unwrap();
+    let id = a.begin().await;
     a.link.see_deadlines_early();
     let asked = NewClientRequest::new(number(1));
     let waiting = ClientRequestAdapter::create(&a.engine, &id, asked)

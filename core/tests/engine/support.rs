@@ -288,6 +288,16 @@ pub(crate) struct Instance {
     pub(crate) link: Arc<Link>,
 }
 
+impl Instance {
+    /// A session that is there.
+    pub(crate) async fn begin(&self) -> SessionId {
+        let id = session();
+        let created = SessionAdapter::create(&self.engine, &id, record()).await;
+        assert!(created.is_ok(), "{created:?}");
+        id
+    }
+}
+
 impl Fleet {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
