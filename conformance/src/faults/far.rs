@@ -59,7 +59,7 @@ macro_rules! steps {
                     async move {
                         // A frozen link keeps them back, a deaf one drops them.
                         link.pass("doorbell").await.ok()?;
-                        let wake = matches!(knock, Ok(Knock::Wake(..) | Knock::Outcome { .. } | Knock::Everything));
+                        let wake = knock.as_ref().is_ok_and(Knock::is_hint);
                         (!(wake && link.is_deaf())).then_some(knock)
                     }
                 });

@@ -80,6 +80,18 @@ pub enum Knock {
     },
 }
 
+impl Knock {
+    /// Whether the engine finds out by itself what this tells, where it is lost
+    /// (C5, E1, F2): true of all but probes and signals.
+    #[must_use]
+    pub const fn is_hint(&self) -> bool {
+        match self {
+            Self::Wake(..) | Self::Outcome { .. } | Self::Everything => true,
+            Self::Probe(_) | Self::Signal { .. } => false,
+        }
+    }
+}
+
 impl fmt::Debug for Knock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

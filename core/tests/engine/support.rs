@@ -175,10 +175,7 @@ impl Storage for Remote {
         let knocks = self.inner.doorbell(me).await?;
         let heard = knocks.filter(move |knock| {
             let deaf = link.deaf.load(Ordering::SeqCst);
-            let wake = matches!(
-                knock,
-                Ok(Knock::Wake(..) | Knock::Outcome { .. } | Knock::Everything)
-            );
+            let wake = knock.as_ref().is_ok_and(Knock::is_hint);
             futures::future::ready(!(deaf && wake))
         });
         let link = Arc::clone(&self.link);

@@ -338,10 +338,7 @@ impl Link {
         let state = *self.state.borrow();
         let weather = *self.world.weather.lock();
         let mut rng = self.draw("knock");
-        let hint = matches!(
-            knock,
-            Knock::Wake(..) | Knock::Outcome { .. } | Knock::Everything
-        );
+        let hint = knock.is_hint();
         let lost = rng.chance(weather.wake_lost) || state.deaf;
         if state.half_open || (hint && lost) {
             return;
