@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use mcp_adapter_core::{
     InstanceId, OutcomeKind, WaiterToken,
-    storage::{PutRequest, RequestState, Settle, Settled},
+    storage::{Names, PutRequest, RequestState, Settle, Settled},
 };
 
 use crate::{
@@ -18,14 +18,20 @@ struct Ended {
     attempt: Option<WaiterToken>,
 }
 
+/// What the id remembers of the requests that had it before.
+#[derive(Debug, Clone, Default)]
+struct Former {
+    /// Waiters that were replaced: their late repeats must not replace back.
+    waiters: Names,
+    /// Tries that ended one: their late repeats must not end this one.
+    attempts: Names,
+}
+
 /// One client request of a session.
 #[derive(Debug)]
 pub(crate) struct Request {
     token: WaiterToken,
-    /// The waiter that this one replaced: its late repeat must not replace back.
-    former: Option<WaiterToken>,
-    /// The try that ended the one before: its late repeat must not end this one.
-    former_attempt: Option<WaiterToken>,
+    former: Option<Box<Former>>,
     owner: InstanceId,
     /// The deadline while it is pending; afterwards, when it is forgotten.
     due: Time,
@@ -37,8 +43,7 @@ impl Request {
     pub(crate) fn new(put: &PutRequest, former: Option<&Self>, now: Time) -> Self {
         Self {
             token: put.token,
-            former: former.map(|former| former.token),
-            former_attempt: former.and_then(|former| former.end.as_ref()?.attempt),
+            former: former.map(Self::as_former),
             owner: put.owner,
             due: now.after(put.timeout.into()),
             result_ttl: put.result_ttl.into(),
@@ -46,8 +51,18 @@ impl Request {
         }
     }
 
+    fn as_former(&self) -> Box<Former> {
+        let mut former = self.former.clone().unwrap_or_default();
+        former.waiters.push(self.token);
+        if let Some(attempt) = self.end.as_ref().and_then(|end| end.attempt) {
+            former.attempts.push(attempt);
+        }
+        former
+    }
+
     pub(crate) fn is_repeated_by(&self, put: &PutRequest) -> bool {
-        self.token == put.token || self.former == Some(put.token)
+        let is_former = |former: &Former| former.waiters.contains(put.token);
+        self.token == put.token || self.former.as_deref().is_some_and(is_former)
     }
 
     pub(crate) fn is_pending(&self) -> bool {
@@ -83,7 +98,8 @@ impl Request {
 
     /// Changes nothing but a pending request that it wins.
     pub(crate) fn settle(&mut self, settle: &Settle, beats: &Beats, now: Time) -> Settled {
-        if self.former_attempt == Some(settle.attempt) {
+        let won = |former: &Former| former.attempts.contains(settle.attempt);
+        if self.former.as_deref().is_some_and(won) {
             return Settled::Won;
         }
         if settle.token.is_some_and(|token| token != self.token) {

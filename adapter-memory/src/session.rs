@@ -8,7 +8,7 @@ use std::{
 use indexmap::IndexMap;
 use mcp_adapter_core::{
     InstanceId, PrincipalKey, RpcId, StreamId, WaiterToken,
-    storage::{Dead, NewSession},
+    storage::{Dead, Names, NewSession, UpdateSession, Updated},
 };
 
 use crate::{
@@ -39,6 +39,8 @@ pub(crate) struct Session {
     pub(crate) record: Arc<[u8]>,
     creator: [u8; 16],
     pub(crate) revision: u64,
+    /// The updates that won last.
+    updates: Option<Box<Names>>,
     idle: Span,
     /// The idle deadline never lies behind it.
     hard: Time,
@@ -61,6 +63,7 @@ impl Session {
             record: Arc::from(&*new.record),
             creator: new.creator.0.to_ne_bytes(),
             revision: 1,
+            updates: None,
             idle,
             hard,
             deadline,
@@ -71,6 +74,23 @@ impl Session {
 
     pub(crate) fn is_by(&self, creator: WaiterToken) -> bool {
         self.creator == creator.0.to_ne_bytes()
+    }
+
+    pub(crate) fn update(&mut self, update: &UpdateSession) -> Updated {
+        if self.principal != update.principal {
+            return Updated::NoSession;
+        }
+        let repeated = self.updates.as_ref();
+        if let Some(age) = repeated.and_then(|updates| updates.age(update.attempt)) {
+            return Updated::Done(self.revision - age);
+        }
+        if self.revision != update.revision {
+            return Updated::Conflict;
+        }
+        self.record = Arc::from(&*update.record);
+        self.revision += 1;
+        self.updates.get_or_insert_default().push(update.attempt);
+        Updated::Done(self.revision)
     }
 
     /// Slides the expiry, never back: callers read the clock before they have
@@ -92,6 +112,9 @@ pub(crate) struct Live {
     pub(crate) pending: usize,
     /// Appends so far, wrapping: the age of the next event.
     pub(crate) appends: u32,
+    /// The highest epoch of standalone streams that are gone: the next one begins
+    /// above it.
+    pub(crate) epoch: u32,
     /// A table that does not hash where there is but one, as there mostly is.
     pub(crate) streams: IndexMap<StreamId, Stream, BuildNameHasher>,
     /// Streams that have ended, the first to expire first; with one and the
@@ -109,6 +132,7 @@ impl Live {
             open: 0,
             pending: 0,
             appends: 0,
+            epoch: 0,
             streams: IndexMap::default(),
             ended: BTreeSet::new(),
             requests: HashMap::default(),
@@ -116,7 +140,7 @@ impl Live {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.streams.is_empty() && self.requests.is_empty()
+        self.streams.is_empty() && self.requests.is_empty() && self.epoch == 0
     }
 
     /// The earliest deadline of a stream or request.
@@ -152,6 +176,9 @@ impl Live {
         if let Some(stream) = self.streams.swap_remove(&id) {
             self.count(stream.all(), totals);
             totals.streams -= 1;
+            if id.is_standalone() {
+                self.epoch = stream.top().epoch;
+            }
         }
         true
     }

@@ -8,7 +8,7 @@ use mcp_adapter_core::{
     Cancelled, InstanceId, PrincipalKey, RpcId, StreamId,
     storage::{
         Append, Appended, Claim, Cursor, Dead, Entered, Held, Hold, OpenStream, Place, Put,
-        PutRequest, Read, RequestKey, RequestState, Settle, Settled, Updated, Usage,
+        PutRequest, Read, RequestKey, RequestState, Settle, Settled, Usage,
     },
 };
 
@@ -50,22 +50,12 @@ impl Entry<'_> {
         }
     }
 
-    pub(crate) fn update(&mut self, revision: u64, record: &[u8]) -> Updated {
-        let stored = self.session.revision;
-        if stored == revision {
-            self.session.record = record.into();
-            self.session.revision += 1;
-        } else if stored != revision.wrapping_add(1) || *self.session.record != *record {
-            return Updated::Conflict;
-        }
-        Updated::Done(self.session.revision)
-    }
-
     /// Makes the stream of a shared place where there is none yet.
     fn make_shared(&mut self, id: &StreamId) {
         let live = self.live();
         if !live.streams.contains_key(id) {
-            live.streams.insert(id.clone(), Stream::shared());
+            let stream = Stream::shared(live.epoch);
+            live.streams.insert(id.clone(), stream);
             self.totals.streams += 1;
         }
     }
@@ -82,9 +72,13 @@ impl Entry<'_> {
         };
         let holder = stream.holder();
         let mut retired = None;
+        let mut repeat = false;
         let position = match stream.admit(append) {
             Admission::Refused(refused) => return refused,
-            Admission::Repeat(position) => position,
+            Admission::Repeat(position) => {
+                repeat = true;
+                position
+            }
             Admission::New(position) => {
                 if let Some(ttl) = append.finish {
                     stream.finish(append.end);
@@ -119,6 +113,7 @@ impl Entry<'_> {
             position,
             holder,
             usage,
+            repeat,
         }
     }
 
@@ -232,7 +227,7 @@ impl Entry<'_> {
         }
         stream.cancel();
         let owner = stream.owner().map(|owner| (name.clone(), owner));
-        (Cancelled::Marked, owner)
+        (Cancelled::Marked(name.clone()), owner)
     }
 
     /// Whether the stream is ended now, and by whom it is followed.

@@ -7,14 +7,13 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
 use mcp_adapter_core::{
     Cancelled, Capabilities, InstanceId, PrincipalKey, Result, RpcId, SessionKey, Stats, StreamId,
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
-        Settled, Storage, Swept, Target, Updated,
+        Settled, Storage, Swept, Target, UpdateSession, Updated,
     },
 };
 use parking_lot::Mutex;
@@ -166,8 +165,8 @@ impl Storage for MemoryStorage {
         Ok(entered.unwrap_or(Entered::NoSession))
     }
 
-    async fn update(&self, session: &SessionKey, revision: u64, record: Bytes) -> Result<Updated> {
-        let updated = self.step(session, |entry| entry.update(revision, &record));
+    async fn update(&self, update: &UpdateSession) -> Result<Updated> {
+        let updated = self.step(&update.session, |entry| entry.session.update(update));
         Ok(updated.unwrap_or(Updated::NoSession))
     }
 
@@ -318,7 +317,7 @@ mod tests {
             let session = NewSession {
                 session: SessionKey([number; 32]),
                 principal: PrincipalKey([number; 32]),
-                record: Bytes::new(),
+                record: bytes::Bytes::new(),
                 idle_ttl: Duration::from_secs(1),
                 absolute_ttl: None,
                 creator: WaiterToken(1),

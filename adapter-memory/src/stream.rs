@@ -6,8 +6,8 @@ use bytes::Bytes;
 use mcp_adapter_core::{
     InstanceId, Position, RpcId,
     storage::{
-        Append, Appended, Cursor, Held, Hold, Holder, NewEvent, OpenStream, Place, StoredEvent,
-        StreamEnd, StreamState,
+        Append, Appended, Cursor, Held, Hold, HoldStart, Holder, NewEvent, OpenStream, Place,
+        REMEMBERED, StoredEvent, StreamEnd, StreamState,
     },
 };
 
@@ -69,7 +69,15 @@ pub(crate) struct Stream {
     /// First events of epochs, and the positions that they follow.
     prevs: Vec<(Position, Position)>,
     /// For shared streams.
-    tags: Option<Box<Tags>>,
+    shared: Option<Box<Shared>>,
+}
+
+/// What only the standalone stream has.
+#[derive(Debug, Default)]
+struct Shared {
+    tags: Tags,
+    /// Where its last holds began.
+    holds: Vec<HoldStart>,
 }
 
 impl Stream {
@@ -83,15 +91,18 @@ impl Stream {
                 number: 1,
             }),
             number: 1,
-            tags: None,
-            ..Self::shared()
+            shared: None,
+            ..Self::shared(0)
         }
     }
 
-    /// The standalone stream.
-    pub(crate) fn shared() -> Self {
+    /// The standalone stream, where `epoch` is the last one that is gone, or 0.
+    pub(crate) fn shared(epoch: u32) -> Self {
         Self {
-            top: Position::START,
+            top: match epoch {
+                0 => Position::START,
+                epoch => Position::new(epoch.saturating_add(1), 0),
+            },
             end: None,
             owner: None,
             request: None,
@@ -103,7 +114,7 @@ impl Stream {
             bytes: 0,
             events: VecDeque::new(),
             prevs: Vec::new(),
-            tags: Some(Box::default()),
+            shared: Some(Box::default()),
         }
     }
 
@@ -187,7 +198,7 @@ impl Stream {
     }
 
     fn admit_shared(&self, writer: InstanceId, tag: u64, event: bool) -> Admission {
-        let Some(tags) = &self.tags else {
+        let Some(Shared { tags, .. }) = self.shared.as_deref() else {
             return Admission::Refused(Appended::Fenced);
         };
         match tags.find(writer, tag) {
@@ -233,8 +244,12 @@ impl Stream {
                 break;
             }
         }
-        if let (Some(tags), Place::Shared { writer, tag }) = (&mut self.tags, append.place) {
-            tags.push(writer, tag);
+        if let (Some(shared), Place::Shared { writer, tag }) = (&mut self.shared, append.place) {
+            shared.tags.push(writer, tag);
+            if at.seq == 1 && at.epoch > 1 {
+                // What the former stream had is not known any more.
+                self.prevs.push((at, Position::new(at.epoch - 1, u64::MAX)));
+            }
         } else if let Some(prev) = event.prev {
             self.prevs.push((at, prev));
         }
@@ -268,8 +283,8 @@ impl Stream {
         change.events_out += 1;
         change.bytes_out += bytes;
         let position = event.position();
-        if let Some(tags) = &mut self.tags {
-            tags.evict(position);
+        if let Some(shared) = &mut self.shared {
+            shared.tags.evict(position);
         }
         self.prevs.retain(|(first, _)| *first > position);
         true
@@ -321,6 +336,7 @@ impl Stream {
             owner: self.owner,
             holder: self.holder,
             cancelled: self.cancelled,
+            holds: (self.shared.as_ref()).map_or_else(Vec::new, |shared| shared.holds.clone()),
         }
     }
 
@@ -337,6 +353,15 @@ impl Stream {
                 }
                 _ => self.take(me),
             },
+            Hold::Continue { number } if number == self.number && number > 0 => {
+                let former = self.holder();
+                self.holds_as(me, true);
+                self.held(self.number, former, self.began)
+            }
+            Hold::Continue { .. } => match self.holder {
+                Some(holder) if holder.instance == me => self.held(holder.number, None, self.began),
+                _ => Held::Past,
+            },
             Hold::Release { number, cursor } => {
                 let held = Holder {
                     instance: me,
@@ -344,7 +369,7 @@ impl Stream {
                 };
                 if self.holder == Some(held) {
                     self.holder = None;
-                    self.released = Some(cursor);
+                    self.released = Some(cursor.min(self.top));
                 }
                 self.held(number, None, cursor)
             }
@@ -354,20 +379,39 @@ impl Stream {
     fn take(&mut self, me: InstanceId) -> Held {
         let former = self.holder();
         // Who takes again may not have got the answer to the first time.
-        if former != Some(me) {
+        let again = former == Some(me);
+        if !again {
             self.began = if self.number == 0 {
                 Position::START
             } else {
                 self.released.unwrap_or(self.top)
             };
         }
+        self.holds_as(me, again);
+        self.held(self.number, former, self.began)
+    }
+
+    /// Makes `me` the holder under the next number, of the last hold or of a new one.
+    fn holds_as(&mut self, me: InstanceId, same: bool) {
         self.released = None;
         self.number += 1;
+        let (number, began) = (self.number, self.began);
         self.holder = Some(Holder {
             instance: me,
-            number: self.number,
+            number,
         });
-        self.held(self.number, former, self.began)
+        let Some(Shared { holds, .. }) = self.shared.as_deref_mut() else {
+            return;
+        };
+        match holds.last_mut() {
+            Some(last) if same => last.number = number,
+            _ => {
+                if holds.len() == REMEMBERED {
+                    holds.remove(0);
+                }
+                holds.push(HoldStart { number, began });
+            }
+        }
     }
 
     fn held(&self, number: u64, former: Option<InstanceId>, cursor: Position) -> Held {

@@ -40,9 +40,10 @@ fn holders_take_over_and_let_go_with_their_cursor() {
         standalone(A, release);
         assert_eq!(state(&store, session, "standalone").holder, None);
     }
+    // No further than the top, whatever the holder says.
     assert_eq!(
         held(&standalone(B, Hold::TakeFrom(None))),
-        (2, None, at(1, 7))
+        (2, None, at(1, 1))
     );
     // A release that comes late is of another hold.
     standalone(A, release);
@@ -125,10 +126,8 @@ fn a_cancel_marks_the_one_running_call() {
     let (store, session) = stream();
     let cancel = |id| now(store.mark_cancel(&session, &RpcId::Number(id)));
     assert_eq!(cancel(2), Some(Cancelled::NotRunning));
-    assert_eq!(
-        (cancel(1), cancel(1)),
-        (Some(Cancelled::Marked), Some(Cancelled::Marked))
-    );
+    let marked = |stream| Some(Cancelled::Marked(common::name(stream)));
+    assert_eq!((cancel(1), cancel(1)), (marked("s"), marked("s")));
     assert!(state(&store, session, "s").cancelled);
     enter(&store, session, Some(&open("t")));
     assert_eq!(cancel(1), Some(Cancelled::Ambiguous));
@@ -138,6 +137,6 @@ fn a_cancel_marks_the_one_running_call() {
         ..owned(session, "s", at(1, 1), "done")
     };
     append(&store, &finish);
-    assert_eq!(cancel(1), Some(Cancelled::Marked));
+    assert_eq!(cancel(1), marked("t"));
     assert!(state(&store, session, "t").cancelled);
 }

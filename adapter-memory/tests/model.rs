@@ -248,20 +248,21 @@ impl Run {
         };
         assert_eq!(stored, position);
         assert_eq!(usage.session_bytes, session.bytes());
-        let expected = Appended::Stored {
+        let expected = |repeat| Appended::Stored {
             position,
             holder: session.streams[name].call.then_some(A),
             usage: Usage {
                 session_bytes: session.bytes(),
                 principal_bytes: principal - former + session.bytes(),
             },
+            repeat,
         };
         if usage.principal_bytes > principal - former + session.bytes() {
             stats(&self.store);
         } else {
-            assert_eq!(answer, expected);
+            assert_eq!(answer, expected(false));
         }
-        assert_eq!(append(&self.store, &one), expected);
+        assert_eq!(append(&self.store, &one), expected(true));
     }
 
     fn claim(&mut self, number: u64, name: &str) {

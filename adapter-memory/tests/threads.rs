@@ -87,8 +87,8 @@ fn of_many_creates_and_updates_one_wins() {
         });
         assert_eq!(created.iter().filter(|created| **created).count(), 1);
         let updated = together(|thread| {
-            let record = thread.to_string().into();
-            now(store.update(&key(number), 1, record))
+            let record = thread.to_string();
+            now(store.update(&update(key(number), 1, record.as_bytes())))
         });
         let done = updated.iter().filter(|one| **one == Updated::Done(2));
         assert_eq!(done.count(), 1);

@@ -374,12 +374,13 @@ pub trait StreamWriter: fmt::Debug + Send + Sync {
 }
 
 /// What [`SessionAdapter::cancel`] found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Cancelled {
-    /// The running call was marked; its writer sees it within `catch_up`.
-    Marked,
+    /// The running call whose stream this is was marked; its writer sees it
+    /// within `catch_up`.
+    Marked(StreamId),
     /// No call with this id runs.
     NotRunning,
     /// Several calls with this id run: none was marked, for a wrong cancel

@@ -34,7 +34,16 @@
 //!   doorbell that knows that it lost some has to say so: see
 //!   [`doorbell`](Storage::doorbell).
 //! - **A batch has one answer per entry**, in the order of the entries, each on
-//!   its own merits: one that is refused holds up no other.
+//!   its own merits: one that is refused holds up no other. An entry sees what
+//!   those before it have done, trims included.
+//! - **A repeat is known by its own name**, never by what it writes: a position,
+//!   a tag, a token. Where a step must know more than one former name, the last
+//!   [`REMEMBERED`] are enough.
+//! - **Numbers stay below 2^53**: tags, sequence numbers, revisions, numbers of
+//!   holds and heartbeat counters. A backend may count with doubles.
+//! - **A handle is one instance**: the steps that one handle is asked for all have
+//!   the same `me`, owner and writer, so that what a handle remembers is of nobody
+//!   else.
 //!
 //! # Who knocks
 //!
@@ -58,6 +67,7 @@
 //! at, by [`knock`](Storage::knock).
 
 mod link;
+mod names;
 mod request;
 mod session;
 mod stream;
@@ -65,16 +75,16 @@ mod stream;
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub use self::{
     link::{Beat, Dead, Door, Knock, SignalChannel, Target},
+    names::Names,
     request::{Put, PutRequest, RequestKey, RequestState, Settle, Settled},
-    session::{Entered, NewSession, OpenStream, Updated},
+    session::{Entered, NewSession, OpenStream, UpdateSession, Updated},
     stream::{
-        Append, Appended, Claim, Cursor, Held, Hold, Holder, NewEvent, Place, Read, StoredEvent,
-        StreamEnd, StreamState, Usage,
+        Append, Appended, Claim, Cursor, Held, Hold, HoldStart, Holder, NewEvent, Place, Read,
+        StoredEvent, StreamEnd, StreamState, Usage,
     },
 };
 use crate::{
@@ -84,6 +94,11 @@ use crate::{
     id::{InstanceId, PrincipalKey, RpcId, SessionKey, StreamId},
     session::{Cancelled, Stats},
 };
+
+/// How many former names of one kind a record remembers, so that their late
+/// repeats are known: updates of a session, waiters and won tries of a client
+/// request, holds of the standalone stream.
+pub const REMEMBERED: usize = 8;
 
 /// How the engine should drive a backend.
 #[derive(Debug, Clone, Copy)]
@@ -170,9 +185,12 @@ pub struct Generation(pub Arc<str>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Swept {
-    /// Expired things that were removed, and streams and requests of the dead
-    /// that were ended. A session with all that is in it is one thing, a stream
-    /// with its events another, and so is a request.
+    /// What was removed because its time is over, sessions, streams and requests,
+    /// and what was ended because its owner is dead, streams and requests. A
+    /// session with all that is in it is one thing, a stream with its events
+    /// another, and so is a request. Not counted: what a
+    /// [`delete`](Storage::delete) has left to be cleaned up, and a backend's own
+    /// things, such as knocks, heartbeats and the tokens of deleted sessions.
     pub removed: usize,
     /// Whether there is more to do: the budget ran out, or not every session was
     /// searched yet for what belongs to the dead. It may be true although the
@@ -218,8 +236,9 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// long as the session lives, and changes nothing of it.
     ///
     /// After a [`delete`](Self::delete) the key is free for other creators. For
-    /// the deleted session's own it is `false` where a command may come late;
-    /// within one process it does not matter.
+    /// the creators of deleted sessions it is `false` where a command may come late,
+    /// for each of them, however many sessions the key has had since; within one
+    /// process it does not matter.
     async fn create(&self, session: &NewSession) -> Result<bool>;
 
     /// Reads a session, slides its expiry and opens a stream, in one round
@@ -231,10 +250,17 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
         open: Option<&OpenStream>,
     ) -> Result<Entered>;
 
-    /// Replaces the record if the revision is this, and raises that by one (S2).
-    /// Where the stored revision is the next one with the same record, this is a
-    /// repeat, and [`Updated::Done`] with it.
-    async fn update(&self, session: &SessionKey, revision: u64, record: Bytes) -> Result<Updated>;
+    /// Replaces the record if the session is the principal's and has this
+    /// revision, and raises that by one (S2). It slides no expiry.
+    ///
+    /// A session remembers the last [`REMEMBERED`] updates that won, by
+    /// [`UpdateSession::attempt`]: one of them is a repeat, which changes nothing
+    /// and answers [`Updated::Done`] with the revision that it made. The names are
+    /// in the order of the revisions, so the last one made the stored revision, the
+    /// one before it that less one. Two updates from one revision with the same
+    /// record and other names are two: one wins, the other is a
+    /// [`Conflict`](Updated::Conflict).
+    async fn update(&self, update: &UpdateSession) -> Result<Updated>;
 
     /// Removes a session with all that belongs to it (S4) and names the
     /// instances that own an open stream of it, hold a stream or wait for a
@@ -294,8 +320,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// Reads client requests (C5).
     async fn requests(&self, keys: &[RequestKey]) -> Result<Vec<RequestState>>;
 
-    /// Marks the one open stream of this request as cancelled and wakes its
-    /// owner; of two or more none is marked. `None` where there is no such
+    /// Marks the one open stream of this request as cancelled, names it and wakes
+    /// its owner; of two or more none is marked. `None` where there is no such
     /// session.
     async fn mark_cancel(&self, session: &SessionKey, id: &RpcId) -> Result<Option<Cancelled>>;
 

@@ -74,7 +74,7 @@ async fn cancel(
     // The owner of the call, wherever it is, sees the mark and stops.
     let cancelled = sessions.cancel(session, &message::rpc_id(request)).await;
     let found = match cancelled {
-        Ok(Cancelled::Marked) => "marked",
+        Ok(Cancelled::Marked(_)) => "marked",
         Ok(Cancelled::NotRunning) => "not_running",
         Ok(_) => "ambiguous",
         Err(error) => return Err(Verdict::of(&error)),

@@ -11,7 +11,7 @@ use mcp_adapter_core::{
     storage::{
         Append, Appended, Cursor, Entered, Held, Hold, NewEvent, NewSession, OpenStream, Place,
         Put, PutRequest, Read, RequestKey, RequestState, Settle, Settled, Storage as _,
-        StoredEvent, StreamEnd, StreamState,
+        StoredEvent, StreamEnd, StreamState, UpdateSession,
     },
 };
 pub(crate) use mcp_adapter_memory::MemoryStorage;
@@ -262,4 +262,15 @@ pub(crate) fn stats(store: &MemoryStorage) -> [u64; 5] {
         assert!(matches!(count, mcp_adapter_core::Count::Exact(_)));
         count.value()
     })
+}
+
+/// An update, of a new name.
+pub(crate) fn update(session: SessionKey, revision: u64, record: &[u8]) -> UpdateSession {
+    UpdateSession {
+        session,
+        principal: ME,
+        revision,
+        record: Bytes::copy_from_slice(record),
+        attempt: WaiterToken::generate(),
+    }
 }

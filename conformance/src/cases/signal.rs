@@ -138,7 +138,8 @@ pub(crate) async fn a_cancel_reaches_the_call_wherever_it_runs(fleet: Fleet) -> 
     for (n, at) in [&a, &b].into_iter().enumerate() {
         let call = string(&format!("call {n}"));
         let writer = a.open(&id, None, &call).await?;
-        claim_eq!(at.cancel_call(&id, &call).await?, Cancelled::Marked);
+        let marked = Cancelled::Marked(writer.stream().clone());
+        claim_eq!(at.cancel_call(&id, &call).await?, marked);
         let why = within("the writer is told", patience, writer.revoked()).await?;
         claim_eq!(why, Revocation::Cancelled);
         // It may still say how far it came.
@@ -148,7 +149,8 @@ pub(crate) async fn a_cancel_reaches_the_call_wherever_it_runs(fleet: Fleet) -> 
     // The mark is durable: it is found by an instance that did not hear of it.
     let writer = a.call(&id, 1).await?;
     let frozen = a.freeze().await;
-    claim_eq!(b.cancel_call(&id, &number(1)).await?, Cancelled::Marked);
+    let marked = Cancelled::Marked(writer.stream().clone());
+    claim_eq!(b.cancel_call(&id, &number(1)).await?, marked);
     drop(frozen);
     let why = within("the writer is told", patience, writer.revoked()).await?;
     claim_eq!(why, Revocation::Cancelled);
@@ -171,7 +173,8 @@ pub(crate) async fn a_cancel_hits_one_call_or_none(fleet: Fleet) -> Verdict {
     })
     .await?;
     two.finish(None).await?;
-    claim_eq!(b.cancel_call(&id, &number(1)).await?, Cancelled::Marked);
+    let marked = Cancelled::Marked(one.stream().clone());
+    claim_eq!(b.cancel_call(&id, &number(1)).await?, marked);
     let why = within("the writer is told", fleet.patience(), one.revoked()).await?;
     claim_eq!(why, Revocation::Cancelled);
     let missing = mcp_adapter_core::SessionId::generate();

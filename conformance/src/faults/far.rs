@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
 use mcp_adapter_core::{
     Cancelled, InstanceId, PrincipalKey, Result, RpcId, SessionKey, Stats, StreamId,
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
-        Settled, Storage, Swept, Updated,
+        Settled, Storage, Swept, UpdateSession, Updated,
     },
 };
 

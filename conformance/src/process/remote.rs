@@ -20,7 +20,7 @@ use mcp_adapter_core::{
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
-        Settled, Storage, Swept, Updated,
+        Settled, Storage, Swept, UpdateSession, Updated,
     },
 };
 use parking_lot::Mutex;

@@ -16,7 +16,7 @@ use mcp_adapter_core::{
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Put, PutRequest, Read, RequestKey, RequestState, Settle, Settled,
-        Storage, Swept, Updated,
+        Storage, Swept, UpdateSession, Updated,
     },
 };
 use tokio::{

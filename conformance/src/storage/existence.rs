@@ -23,7 +23,7 @@ async fn every_write(a: &AnyStorage, session: SessionKey) -> Verdict {
     }
     let record = Bytes::from_static(b"x");
     for revision in [0, 1, 2] {
-        let updated = a.update(&session, revision, record.clone()).await?;
+        let updated = a.update(&update(session, revision, record.clone())).await?;
         claim_eq!(updated, Updated::NoSession, "update");
     }
     claim_eq!(a.delete(&session, &ME).await?, None, "delete");

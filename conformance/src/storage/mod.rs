@@ -15,7 +15,6 @@ pub(crate) mod unknown;
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
 use mcp_adapter_core::{
     Cancelled, Error, ErrorKind, InstanceId, Limits, PrincipalKey, Result, RpcId, SessionKey,
@@ -23,7 +22,7 @@ use mcp_adapter_core::{
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
-        Settled, Storage, Swept, Updated,
+        Settled, Storage, Swept, UpdateSession, Updated,
     },
 };
 
@@ -106,7 +105,7 @@ macro_rules! storage_steps {
             attach(me: InstanceId) -> Generation;
             create(session: &NewSession) -> bool;
             enter(session: &SessionKey, principal: &PrincipalKey, open: Option<&OpenStream>) -> Entered;
-            update(session: &SessionKey, revision: u64, record: Bytes) -> Updated;
+            update(update: &UpdateSession) -> Updated;
             delete(session: &SessionKey, principal: &PrincipalKey) -> Option<Vec<InstanceId>>;
             append(batch: &[Append]) -> Vec<Appended>;
             read(cursors: &[Cursor]) -> Vec<Read>;

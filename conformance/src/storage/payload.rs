@@ -59,7 +59,7 @@ pub(crate) async fn bytes_come_back_as_they_went_in(store: Store) -> Verdict {
         );
         // Records are shorter, and opaque as well.
         let record = payload.slice(..payload.len().min(60_000));
-        a.update(&session, 1, record.clone()).await?;
+        a.update(&update(session, 1, record.clone())).await?;
         match b.enter(&session, &ME, None).await? {
             Entered::Session { record: found, .. } => {
                 let (found, kept) = (found.len(), found == record);

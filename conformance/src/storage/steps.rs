@@ -10,7 +10,7 @@ use mcp_adapter_core::{
     storage::{
         Append, Appended, Beat, Cursor, Entered, Held, Hold, Knock, NewEvent, NewSession,
         OpenStream, Place, Put, PutRequest, Read, RequestKey, RequestState, Settle, Settled,
-        Storage, StoredEvent, StreamEnd, StreamState,
+        Storage, StoredEvent, StreamEnd, StreamState, UpdateSession,
     },
 };
 
@@ -336,4 +336,15 @@ pub(crate) fn knock(
             None => Err(Failure::new(format!("the doorbell ended before {what}"))),
         }
     })
+}
+
+/// An update, of a new name.
+pub(crate) fn update(session: SessionKey, revision: u64, record: Bytes) -> UpdateSession {
+    UpdateSession {
+        session,
+        principal: ME,
+        revision,
+        record,
+        attempt: WaiterToken::generate(),
+    }
 }

@@ -26,7 +26,8 @@ pub(crate) async fn every_write_can_be_read_back(store: Store) -> Verdict {
     claim!(!is_there(&b, session).await?, "before `create`");
     a.create(&new).await?;
     claim!(is_there(&b, session).await?, "read after `create`");
-    a.update(&session, 1, Bytes::from_static(b"next")).await?;
+    a.update(&update(session, 1, Bytes::from_static(b"next")))
+        .await?;
     match b.enter(&session, &ME, None).await? {
         Entered::Session { record, revision } => {
             let next = Bytes::from_static(b"next");
@@ -186,7 +187,7 @@ pub(crate) async fn a_lost_reply_is_made_up_for_by_the_engine(store: Store) -> V
     lose(2);
     claim_eq!(
         SessionAdapter::cancel(&a, &id, &call).await?,
-        Cancelled::Marked
+        Cancelled::Marked(writer.stream().clone())
     );
     lose(2);
     writer.finish(None).await?;

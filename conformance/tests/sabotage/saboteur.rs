@@ -19,7 +19,7 @@ use mcp_adapter_core::{
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Place, Profile, Put, PutRequest, Read, RequestKey, RequestState,
-        Settle, Settled, Storage, StreamState, Swept, Target, Updated, Usage,
+        Settle, Settled, Storage, StreamState, Swept, Target, UpdateSession, Updated, Usage,
     },
 };
 use parking_lot::Mutex;
@@ -134,6 +134,7 @@ impl<S: Storage + Clone> Saboteur<S> {
                 position: Position::new(1, 1),
                 holder: None,
                 usage: Usage::default(),
+                repeat: false,
             };
         }
         if self.misses(Rule::NewestStays) && size > append.keep_bytes {
@@ -245,6 +246,7 @@ impl<S: Storage + Clone> Saboteur<S> {
                 position: Position::new(1, 1),
                 holder: None,
                 usage: Usage::default(),
+                repeat: false,
             });
         }
         Ok(appended)
@@ -307,14 +309,14 @@ impl<S: Storage + Clone> Storage for Saboteur<S> {
         self.told(self.inner.enter(session, principal, open).await)
     }
 
-    async fn update(&self, session: &SessionKey, revision: u64, record: Bytes) -> Result<Updated> {
-        let mut revision = revision;
+    async fn update(&self, update: &UpdateSession) -> Result<Updated> {
+        let mut update = update.clone();
         loop {
-            let updated = self.inner.update(session, revision, record.clone()).await?;
+            let updated = self.inner.update(&update).await?;
             if updated != Updated::Conflict || !self.has(Clause::S2) {
                 return Ok(updated);
             }
-            revision += 1;
+            update.revision += 1;
         }
     }
 

@@ -25,7 +25,7 @@ use crate::{
         Stats, StreamWriter, Tail, TailFrom,
     },
     signal::{Channel, Signal, SignalAdapter},
-    storage::{self, NewSession, Storage, StreamEnd, Target, Updated},
+    storage::{self, NewSession, Storage, StreamEnd, Target, UpdateSession, Updated},
 };
 
 fn not_found(operation: &'static str) -> Error {
@@ -110,20 +110,16 @@ impl<S: Storage> Shared<S> {
         record: &SessionRecord,
     ) -> Result<u64> {
         const OPERATION: &str = "update";
-        let principal = PrincipalKey::of(record.principal.as_ref());
-        let record = record.encode()?;
+        let update = UpdateSession {
+            session: key,
+            principal: PrincipalKey::of(record.principal.as_ref()),
+            revision,
+            record: record.encode()?,
+            attempt: WaiterToken::generate(),
+        };
         self.ready(OPERATION).await?;
-        // A session's principal never changes, so this holds until the update.
-        let entered = self
-            .step(OPERATION, |storage| storage.enter(&key, &principal, None))
-            .await?;
-        if !matches!(entered, storage::Entered::Session { .. }) {
-            return Err(not_found(OPERATION));
-        }
         let updated = self
-            .step(OPERATION, |storage| {
-                storage.update(&key, revision, record.clone())
-            })
+            .step(OPERATION, |storage| storage.update(&update))
             .await?;
         match updated {
             Updated::Done(revision) => Ok(revision),

@@ -322,7 +322,7 @@ impl<S: Storage> Follower<S> {
                     from = Some(holder);
                     continue;
                 }
-                Some(Held::Busy(_)) | None => {}
+                Some(Held::Busy(_) | Held::Past) | None => {}
                 Some(Held::NoStream) => self.after = Some(EndReason::StreamGone),
                 Some(Held::NoSession) => self.after = Some(EndReason::SessionEnded),
             }
@@ -516,7 +516,9 @@ impl<S: Storage> Shared<S> {
                 return Ok(start(self, follow, position, true));
             }
             Ok(Held::NoSession) => Error::new(ErrorKind::SessionNotFound, "tail"),
-            Ok(Held::NoStream | Held::Busy(_)) => Error::new(ErrorKind::StreamGone, "tail"),
+            Ok(Held::NoStream | Held::Busy(_) | Held::Past) => {
+                Error::new(ErrorKind::StreamGone, "tail")
+            }
             Err(error) => error,
         };
         self.interests.remove_follow(&follow);

@@ -320,6 +320,7 @@ impl<S: Storage> Shared<S> {
                 position,
                 holder,
                 usage,
+                repeat,
             } => {
                 let remote = holder.filter(|holder| *holder != self.me);
                 match writer {
@@ -328,6 +329,7 @@ impl<S: Storage> Shared<S> {
                         // Under the lock: a follower is passed events in their
                         // order.
                         let wakes = state.local.as_ref().map(|local| match (passed, finished) {
+                            _ if repeat => local.dirty(),
                             (false, _) => pass(local, append, position),
                             (true, false) => local.stored(position),
                             (true, true) => local.dirty(),
@@ -343,9 +345,12 @@ impl<S: Storage> Shared<S> {
                         let mut follows = self.interests.follows(&append.session, &append.stream);
                         // The others wait silently for the stream.
                         follows.retain(|follow| follow.number() > 0);
+                        let last = follows.iter().map(|follow| follow.number()).max();
                         for follow in follows {
-                            // What a new epoch follows is known to the backend.
-                            if position.seq == 1 {
+                            let holds = remote.is_none() && Some(follow.number()) == last;
+                            // What a new epoch follows is known to the backend, and so
+                            // is what stands where a repeat was stored.
+                            if !holds || repeat || position.seq == 1 {
                                 follow.wake();
                             } else {
                                 drop(pass(&follow, &mut append.clone(), position));

@@ -26,7 +26,7 @@ pub struct Dead {
 pub struct Beat {
     /// The instance.
     pub instance: InstanceId,
-    /// Its counter.
+    /// Its counter, below 2^53; 0 is one like any other.
     pub count: u64,
 }
 

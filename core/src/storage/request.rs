@@ -19,8 +19,8 @@ pub struct PutRequest {
     /// The request's id.
     pub id: RpcId,
     /// The waiter: a repeat has the same. The repeat of a waiter that was
-    /// replaced changes nothing, either; a backend that remembers the last one
-    /// that was replaced does enough.
+    /// replaced changes nothing, either, and the answer is [`Put::Done`]: keep the
+    /// last [`REMEMBERED`](super::REMEMBERED) waiters that the id has had.
     pub token: WaiterToken,
     /// Where it waits.
     pub owner: InstanceId,
@@ -67,8 +67,9 @@ pub struct Settle {
     /// Only if the owner is this and still dead.
     pub dead: Option<Dead>,
     /// Names the try: a repeat has the same, and is won and changes nothing
-    /// although the id was created again meanwhile. Keep the winner's with the
-    /// outcome, and with the request that takes its place.
+    /// although the id was created again meanwhile. Keep the last
+    /// [`REMEMBERED`](super::REMEMBERED) tries that won, those of the requests
+    /// that had the id before included.
     pub attempt: WaiterToken,
 }
 

@@ -65,14 +65,31 @@ pub enum Entered {
     PrincipalQuota,
 }
 
+/// A session's record to be replaced, see [`Storage::update`](super::Storage::update).
+#[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct UpdateSession {
+    /// The session.
+    pub session: SessionKey,
+    /// Whom it must belong to.
+    pub principal: PrincipalKey,
+    /// The revision that it must have, below 2^53.
+    pub revision: u64,
+    /// The new record, opaque.
+    pub record: Bytes,
+    /// Names this update: a repeat has the same name. What it writes tells
+    /// nothing, for two writers may write the same.
+    pub attempt: WaiterToken,
+}
+
 /// The answer of a compare-and-set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Updated {
-    /// Done; the new revision.
+    /// Done, now or by an earlier try of the same name; the revision that it made.
     Done(u64),
     /// Another revision is stored.
     Conflict,
-    /// No such session.
+    /// No such session for this principal.
     NoSession,
 }

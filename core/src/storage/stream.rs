@@ -29,13 +29,16 @@ pub enum Place {
     /// The new epoch must be one that no lost history can have used: two
     /// restores of one copy would otherwise issue ids again. Derive it from the
     /// generation. Its first event follows `(former epoch, u64::MAX)`, for what
-    /// was lost is not known: a reader that was behind gets a gap.
+    /// was lost is not known: a reader that was behind gets a gap. The same goes
+    /// for a stream that had expired and is made again: its epoch is higher than
+    /// any that the session's former one had.
     ///
     /// On the stream of a call it is [`Appended::Fenced`].
     Shared {
         /// The writer.
         writer: InstanceId,
-        /// Raised by the writer with each event, by one or more. A number that
+        /// Raised by the writer with each event, by one or more, and below 2^53. A
+        /// number that
         /// was stored is a repeat, and answers that event's own position: keep
         /// the number with the event, and each writer's highest for as long as
         /// the stream.
@@ -121,6 +124,10 @@ pub enum Appended {
         holder: Option<InstanceId>,
         /// What is stored now.
         usage: Usage,
+        /// Whether an earlier try has stored it, or it is older than what is kept.
+        /// Then the event at this position may be another one, or be gone: the
+        /// engine has followers read, and passes them nothing.
+        repeat: bool,
     },
     /// The stream has a higher epoch or another owner.
     Fenced,
@@ -188,6 +195,17 @@ pub enum StreamEnd {
     OwnerLost,
 }
 
+/// Where one hold of the standalone stream began. Holders that go on with it
+/// ([`Hold::Continue`]) are of the same hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct HoldStart {
+    /// The last number of a holder of it.
+    pub number: u64,
+    /// Its holders got what follows this position, up to where the next one began.
+    pub began: Position,
+}
+
 /// Who follows a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -215,6 +233,11 @@ pub struct StreamState {
     pub holder: Option<Holder>,
     /// Whether its call was cancelled.
     pub cancelled: bool,
+    /// Of the standalone stream the last [`REMEMBERED`](super::REMEMBERED) holds,
+    /// the most recent one last, whether it goes on or was let go of. Empty for
+    /// streams of calls. By it the engine finds whose event a client names that
+    /// comes back (E9).
+    pub holds: Vec<HoldStart>,
 }
 
 /// The answer to one [`Cursor`].
@@ -241,13 +264,23 @@ pub enum Hold {
     /// Becomes the holder, whoever it was; of its own hold this goes on with
     /// the same cursor under a higher number.
     Take,
-    /// Becomes the holder if there is none, or if it is this one, who is dead:
-    /// the same instance under the same number. Where the caller holds it
-    /// already, this is a repeat, with the same number and cursor. Otherwise
+    /// Becomes the holder if there is none, or if it is `from`: the same instance
+    /// under the same number. Where the caller holds it under another number than
+    /// that of `from`, this is a repeat, with that number and its cursor. Otherwise
     /// somebody else holds it, and is told as [`Held::Busy`].
     TakeFrom(Option<Holder>),
+    /// Goes on with the hold of this number, for a client that comes back: becomes
+    /// the holder, under the next number, if no other hold began since, whether
+    /// that one still goes on, with whomever, or was let go of. Where it began
+    /// stays; where it was let go of is forgotten. Where another hold began since
+    /// and the caller has it, this is a repeat, with that number and cursor;
+    /// otherwise it is [`Held::Past`].
+    Continue {
+        /// The number.
+        number: u64,
+    },
     /// Lets go, if the caller holds the stream under this number; what was
-    /// yielded last is kept for the next holder. Where somebody else holds it,
+    /// yielded last, but no further than the top, is kept for the next holder. Where somebody else holds it,
     /// nobody does, or the number is another one, nothing changes, and the answer
     /// is [`Held::Done`] all the same: it is a repeat, or comes late.
     Release {
@@ -270,15 +303,17 @@ pub enum Held {
         /// release and for a repeat; of one's own hold it may be the caller or
         /// `None`.
         former: Option<InstanceId>,
-        /// Where the former holder let go; [`Position::START`] for the first
-        /// holder, the top at this moment where it did not say. For a release,
-        /// the cursor that came with it.
+        /// Where this hold began: where the former holder let go;
+        /// [`Position::START`] for the first holder, the top at this moment where
+        /// the former one did not say. For a release, the cursor that came with it.
         cursor: Position,
         /// The state now.
         state: StreamState,
     },
     /// Somebody else holds it. For [`Hold::TakeFrom`] only.
     Busy(Holder),
+    /// Another hold began since. For [`Hold::Continue`] only.
+    Past,
     /// The stream is not there although its session is. The standalone stream
     /// is created instead.
     NoStream,

@@ -20,7 +20,7 @@ use mcp_adapter_core::{
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
-        Settled, Storage, Swept, Updated,
+        Settled, Storage, Swept, UpdateSession, Updated,
     },
 };
 use mcp_adapter_memory::MemoryStorage;
@@ -194,8 +194,8 @@ impl Storage for Remote {
     ) -> Result<Entered> {
         forward!(self, [session], enter(session, principal, open))
     }
-    async fn update(&self, session: &SessionKey, revision: u64, record: Bytes) -> Result<Updated> {
-        forward!(self, update(session, revision, record))
+    async fn update(&self, update: &UpdateSession) -> Result<Updated> {
+        forward!(self, update(update))
     }
     async fn delete(
         &self,

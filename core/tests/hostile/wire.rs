@@ -3,7 +3,6 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::{FutureExt, stream::BoxStream};
 use mcp_adapter_core::{
     Applied, Cancelled, Capabilities, Error, InstanceId, PrincipalKey, Result, RpcId, SessionKey,
@@ -11,7 +10,7 @@ use mcp_adapter_core::{
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
-        Settled, Storage, Swept, Updated,
+        Settled, Storage, Swept, UpdateSession, Updated,
     },
 };
 
@@ -83,9 +82,8 @@ impl Storage for Wire {
             storage => storage.enter(&session, &principal, open.as_ref()))
     }
 
-    async fn update(&self, session: &SessionKey, revision: u64, record: Bytes) -> Result<Updated> {
-        call!(self, "update", [session = *session, record = record],
-            storage => storage.update(&session, revision, record))
+    async fn update(&self, update: &UpdateSession) -> Result<Updated> {
+        call!(self, "update", [update = update.clone()], storage => storage.update(&update))
     }
 
     async fn delete(

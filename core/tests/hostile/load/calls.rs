@@ -283,11 +283,14 @@ impl Load {
                     if let Err(error) = &done {
                         self.missed(&client, began, error);
                     }
-                    let done = Written::of(done.as_ref(), |done| *done);
-                    self.history.push(What::CancelDone { stream, done });
+                    let done = Written::of(done.as_ref(), Cancelled::clone);
+                    self.history.push(What::CancelDone {
+                        stream,
+                        done: done.clone(),
+                    });
                     let over = matches!(
                         done,
-                        Written::Done(Cancelled::Marked | Cancelled::NotRunning)
+                        Written::Done(Cancelled::Marked(_) | Cancelled::NotRunning)
                             | Written::Refused(ErrorKind::SessionNotFound)
                     );
                     if over {

@@ -10,7 +10,6 @@ mod waiting;
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::stream::BoxStream;
 use mcp_adapter_core::{
     Cancelled, Capabilities, Count, InstanceId, PrincipalKey, Result, RpcId, SessionKey, Stats,
@@ -18,7 +17,7 @@ use mcp_adapter_core::{
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
-        Settled, Storage, Swept, Target, Updated,
+        Settled, Storage, Swept, Target, UpdateSession, Updated,
     },
 };
 use parking_lot::Mutex;
@@ -162,8 +161,8 @@ impl Storage for Reference {
         Ok(self.step(|data, context| data.enter(context, session, principal, open)))
     }
 
-    async fn update(&self, session: &SessionKey, revision: u64, record: Bytes) -> Result<Updated> {
-        Ok(self.step(|data, context| data.update(context, session, revision, &record)))
+    async fn update(&self, update: &UpdateSession) -> Result<Updated> {
+        Ok(self.step(|data, context| data.update(context, update)))
     }
 
     async fn delete(

@@ -7,7 +7,7 @@ use mcp_adapter_core::{
     InstanceId, PrincipalKey, RpcId, SessionKey, StreamId, WaiterToken,
     storage::{
         Append, Appended, Cursor, Entered, Held, Hold, NewSession, OpenStream, Place, Read, Target,
-        Updated,
+        UpdateSession, Updated,
     },
 };
 use tokio::time::Instant;
@@ -24,6 +24,8 @@ pub(super) struct Session {
     creator: WaiterToken,
     record: Bytes,
     revision: u64,
+    /// The revision that each update has made. Never forgotten.
+    updates: BTreeMap<u128, u64>,
     idle: Duration,
     hard: Option<Instant>,
     deadline: Instant,
@@ -98,6 +100,7 @@ impl Data {
             hard: new.absolute_ttl.map(|ttl| context.now + ttl),
             deadline: context.now,
             born: context.generation,
+            updates: BTreeMap::new(),
             streams: BTreeMap::new(),
             requests: BTreeMap::new(),
         };
@@ -144,25 +147,21 @@ impl Data {
         }
     }
 
-    pub(super) fn update(
-        &mut self,
-        context: &Context,
-        key: &SessionKey,
-        revision: u64,
-        record: &Bytes,
-    ) -> Updated {
-        let Some(session) = self.sessions.get_mut(key) else {
+    pub(super) fn update(&mut self, context: &Context, update: &UpdateSession) -> Updated {
+        let session = self.sessions.get_mut(&update.session);
+        let Some(session) = session.filter(|session| session.principal == update.principal) else {
             return Updated::NoSession;
         };
-        if session.revision == revision {
-            session.record = record.clone();
-            session.revision += 1;
-        } else if session.revision != revision + 1
-            || session.record != *record
-            || context.defects.no_repeat_safety
-        {
+        let made = session.updates.get(&update.attempt.0).copied();
+        if let Some(revision) = made.filter(|_| !context.defects.no_repeat_safety) {
+            return Updated::Done(revision);
+        }
+        if session.revision != update.revision {
             return Updated::Conflict;
         }
+        session.record = update.record.clone();
+        session.revision += 1;
+        session.updates.insert(update.attempt.0, session.revision);
         Updated::Done(session.revision)
     }
 

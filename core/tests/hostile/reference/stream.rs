@@ -6,8 +6,8 @@ use bytes::Bytes;
 use mcp_adapter_core::{
     InstanceId, Position, RpcId,
     storage::{
-        Append, Appended, Cursor, Held, Hold, Holder, OpenStream, Place, StoredEvent, StreamEnd,
-        StreamState,
+        Append, Appended, Cursor, Held, Hold, HoldStart, Holder, OpenStream, Place, REMEMBERED,
+        StoredEvent, StreamEnd, StreamState,
     },
 };
 use tokio::time::Instant;
@@ -41,6 +41,8 @@ pub(super) struct Stream {
     began: Position,
     /// Where the last holder let go.
     released: Option<Position>,
+    /// Of the standalone stream.
+    holds: Vec<HoldStart>,
 }
 
 enum Admission {
@@ -101,6 +103,7 @@ impl Stream {
             Place::Owned { owner, position } => self.admit_owned(context, append, owner, position),
             Place::Shared { writer, tag } => self.admit_shared(context, append, writer, tag, born),
         };
+        let repeat = matches!(admission, Admission::Repeat(_));
         let position = match admission {
             Admission::Refused(refused) => return refused,
             Admission::Repeat(position) => position,
@@ -134,6 +137,7 @@ impl Stream {
             position,
             holder: self.holder.map(|holder| holder.instance),
             usage: Default::default(),
+            repeat,
         }
     }
 
@@ -249,15 +253,28 @@ impl Stream {
             owner: self.owner,
             holder: self.holder,
             cancelled: self.cancelled,
+            holds: self.holds.clone(),
         }
     }
 
     pub(super) fn hold(&mut self, me: InstanceId, hold: Hold) -> Held {
         match (hold, self.holder) {
-            (Hold::TakeFrom(_), Some(holder)) if holder.instance == me => {
+            (Hold::TakeFrom(from), Some(holder)) if from != Some(holder) => {
+                if holder.instance == me {
+                    self.held(holder.number, None, self.began)
+                } else {
+                    Held::Busy(holder)
+                }
+            }
+            (Hold::Continue { number }, former) if number > 0 && number == self.number => {
+                let former = former.map(|holder| holder.instance);
+                self.holds_as(me, true);
+                self.held(self.number, former, self.began)
+            }
+            (Hold::Continue { .. }, Some(holder)) if holder.instance == me => {
                 self.held(holder.number, None, self.began)
             }
-            (Hold::TakeFrom(from), Some(holder)) if from != Some(holder) => Held::Busy(holder),
+            (Hold::Continue { .. }, _) => Held::Past,
             (Hold::Take | Hold::TakeFrom(_), former) => {
                 let former = former.map(|holder| holder.instance);
                 if former != Some(me) {
@@ -266,12 +283,7 @@ impl Stream {
                         _ => self.released.unwrap_or(self.top),
                     };
                 }
-                self.released = None;
-                self.number += 1;
-                self.holder = Some(Holder {
-                    instance: me,
-                    number: self.number,
-                });
+                self.holds_as(me, former == Some(me));
                 self.held(self.number, former, self.began)
             }
             (Hold::Release { number, cursor }, holder) => {
@@ -281,11 +293,31 @@ impl Stream {
                 };
                 if holder == Some(mine) {
                     self.holder = None;
-                    self.released = Some(cursor);
+                    self.released = Some(cursor.min(self.top));
                 }
                 self.held(number, None, cursor)
             }
         }
+    }
+
+    /// Under the next number, of the same hold or of a new one.
+    fn holds_as(&mut self, me: InstanceId, same: bool) {
+        self.released = None;
+        self.number += 1;
+        let (number, began) = (self.number, self.began);
+        self.holder = Some(Holder {
+            instance: me,
+            number,
+        });
+        if self.owner.is_some() {
+            return;
+        }
+        if same {
+            self.holds.pop();
+        } else if self.holds.len() == REMEMBERED {
+            self.holds.remove(0);
+        }
+        self.holds.push(HoldStart { number, began });
     }
 
     fn held(&self, number: u64, former: Option<InstanceId>, cursor: Position) -> Held {

@@ -92,7 +92,7 @@ impl Data {
             [(name, stream)] => {
                 stream.cancelled = true;
                 context.wake(stream.owner, key, Target::Stream(name.clone()));
-                Cancelled::Marked
+                Cancelled::Marked(name.clone())
             }
             _ => Cancelled::Ambiguous,
         })
