@@ -43,6 +43,7 @@ async fn a_call_at_one_instance_is_followed_and_answered_at_another() {
     let event = |id: EventId, data: &'static str| TailEvent::Event {
         id,
         data: data.into(),
+        last: true,
     };
     assert_eq!(tail.next().await, Some(event(last, "last")));
     assert_eq!(tail.next().await, Some(TailEvent::End(EndReason::Finished)));

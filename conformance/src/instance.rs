@@ -271,13 +271,14 @@ impl Following {
         }
     }
 
-    /// Where a tail of the standalone stream begins, which must come first.
+    /// Where a tail of the standalone stream begins, and in which hold, which must
+    /// come first.
     pub(crate) async fn begins(
         &mut self,
         patience: Duration,
-    ) -> std::result::Result<EventId, Failure> {
+    ) -> std::result::Result<(EventId, u64), Failure> {
         match within("where a tail begins", patience, self.0.next()).await? {
-            Some(TailEvent::Begins { after }) => Ok(after),
+            Some(TailEvent::Begins { after, hold }) => Ok((after, hold)),
             other => Err(Failure::new(format!("not where it begins: {other:?}"))),
         }
     }

@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    id::{EventId, Principal, RpcId, SessionId, StreamId},
+    id::{EventId, Position, Principal, RpcId, SessionId, StreamId},
 };
 
 /// What is known of a session. It round-trips exactly, fields unknown to this
@@ -171,13 +171,36 @@ impl Entered {
 /// Where a [`tail`](SessionAdapter::tail) begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TailFrom {
-    /// Strictly after this event, on its stream. Takes the stream over from
-    /// whoever holds it (clause E9).
+    /// Strictly after this event, on its stream. Takes the stream of a call over
+    /// from whoever holds it (clause E9). Of the standalone stream it is
+    /// [`Returning`](Self::Returning), with no hold.
     After(EventId),
     /// The standalone stream, from where its former holder let go of it; where
     /// that is, [`TailEvent::Begins`] tells. Where it is held, this tail stays
     /// silent until it is free (clause E9).
     Standalone,
+    /// The standalone stream, for a client that has read it before and comes back
+    /// (clause E9).
+    ///
+    /// Several clients of one session may listen, one after another: each hold of
+    /// the stream has a part of its events, and the hold that an event or a
+    /// [`TailEvent::Begins`] belongs to tells who comes back. If no other hold began
+    /// since, the client goes on with its own, strictly after `after`, and the tail
+    /// that has it now, whose socket must be dead, waits silently. Otherwise it gets
+    /// what of its own hold it has not read, and then waits for its turn as
+    /// [`Standalone`](Self::Standalone) does: what others have read it does not get.
+    ///
+    /// Say that clients X and Y listen. X reads events 1 to 5, its connection breaks
+    /// while 6 is under way, and Y is told "begins after 6" and reads 7 and 8. X comes
+    /// back after 5: it gets 6, which was its own, and waits. When Y goes, X begins
+    /// after 8. Had Y not listened, X would have got 6, 7 and 8 at once.
+    Returning {
+        /// The last position that it has read.
+        after: Position,
+        /// [`TailEvent::Begins::hold`], if that was the last that it read: at the
+        /// position alone the hold before may have ended.
+        hold: Option<u64>,
+    },
 }
 
 /// Why a tail ended.
@@ -192,6 +215,9 @@ pub enum EndReason {
     Superseded,
     /// The instance that wrote the stream is dead (clause F3).
     OwnerLost,
+    /// As [`OwnerLost`](Self::OwnerLost), after the call was cancelled: its client
+    /// expects nothing any more.
+    Cancelled,
     /// Nothing is stored of the stream, or its id is forged (clause E5).
     StreamGone,
     /// The backend was away for longer than `max_outage` (clause F1).
@@ -204,12 +230,15 @@ pub enum EndReason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TailEvent {
-    /// A tail [`from the standalone stream`](TailFrom::Standalone) holds it from
-    /// now on, and everything after this position follows: who resumes from it
-    /// misses nothing. Comes once, before all else but an early end.
+    /// A tail [of the standalone stream](TailFrom::Standalone) holds it from now
+    /// on, and everything after this position follows: who
+    /// [comes back](TailFrom::Returning) from it misses nothing. It may come again,
+    /// where another tail went on with the hold meanwhile.
     Begins {
         /// The position, in the form of an event's id; there need be no event.
         after: EventId,
+        /// The number of the hold.
+        hold: u64,
     },
     /// The next event of the stream.
     Event {
@@ -217,6 +246,9 @@ pub enum TailEvent {
         id: EventId,
         /// Its bytes, as they went in (clause E7).
         data: Bytes,
+        /// Whether the stream is finished with it. `false` tells nothing: the end
+        /// may be known only later.
+        last: bool,
     },
     /// The result of a call that the backend is too far away to store, for the
     /// socket that is attached at its writer. It has no id (clause F1).

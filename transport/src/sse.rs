@@ -202,12 +202,12 @@ impl EventBody {
             && let Some(tail) = &mut self.tail
         {
             match Pin::new(tail).poll_next(context) {
-                Poll::Ready(Some(TailEvent::Begins { after })) => {
+                Poll::Ready(Some(TailEvent::Begins { after, .. })) => {
                     if let Some(retry) = self.primes.take() {
                         write_priming(&mut self.pending, &after, retry);
                     }
                 }
-                Poll::Ready(Some(TailEvent::Event { id, data })) => {
+                Poll::Ready(Some(TailEvent::Event { id, data, .. })) => {
                     write_event(&mut self.pending, Some(&id), &data);
                 }
                 Poll::Ready(Some(TailEvent::Unstored { data })) => {
@@ -314,6 +314,7 @@ mod tests {
         TailEvent::Event {
             id: EventId::new(stream, Position::new(1, seq)),
             data: Bytes::from_static(data.as_bytes()),
+            last: false,
         }
     }
 
@@ -342,7 +343,7 @@ mod tests {
     async fn a_stream_is_primed_where_it_begins() {
         let events = || {
             let after = EventId::new("s".parse().unwrap(), Position::new(1, 4));
-            let events = [TailEvent::Begins { after }, event(5, "{}")];
+            let events = [TailEvent::Begins { after, hold: 1 }, event(5, "{}")];
             Tail::new(stream::iter(events).boxed())
         };
         let body = EventBody::new(events(), None, None).priming_in_turn(None);

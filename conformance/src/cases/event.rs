@@ -168,7 +168,7 @@ async fn resume_often(
         for _ in 0..=turn * 7 % 40 {
             let item = within("the next event", fleet.patience(), tail.next()).await?;
             match item {
-                Some(TailEvent::Event { id, data }) => {
+                Some(TailEvent::Event { id, data, .. }) => {
                     cursor = id;
                     seen.push(String::from_utf8_lossy(&data).into_owned());
                 }

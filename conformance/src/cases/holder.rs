@@ -1,6 +1,6 @@
 //! Holders: E9.
 
-use mcp_adapter_core::{ErrorKind, TailFrom};
+use mcp_adapter_core::{ErrorKind, EventId, TailFrom};
 
 use super::kind;
 use crate::{
@@ -32,15 +32,18 @@ pub(crate) async fn a_resume_takes_the_stream_over_wherever_it_is_held(fleet: Fl
         }
         holder = next;
     }
-    // The standalone stream is no other.
+    // The standalone stream is taken over as well, but its former tail stays: it
+    // may be another client's.
     let mut get = b.get(&id).await?;
     let event = a.append(&id, "s").await?;
     claim_eq!(get.text(patience).await?, "s");
     let mut resumed = a
         .tail(&id, TailFrom::After(start_of(&event.stream)))
         .await?;
-    claim_eq!(get.until_end(patience).await?, ["end: Superseded"]);
     claim_eq!(resumed.text(patience).await?, "s");
+    a.append(&id, "t").await?;
+    claim_eq!(resumed.text(patience).await?, "t");
+    never_within("a tail that was displaced", fleet.ticks(30), get.next()).await?;
     writer.finish(None).await?;
     claim_eq!(holder.until_end(patience).await?, ["end: Finished"]);
     Ok(())
@@ -85,23 +88,30 @@ pub(crate) async fn a_get_is_told_where_it_begins(fleet: Fleet) -> Verdict {
     let id = a.session().await?;
     let mut first = a.get(&id).await?;
     // Before anything is stored.
-    let start = first.begins(patience).await?;
+    let (start, number) = first.begins(patience).await?;
     claim!(start.stream.is_standalone(), "{start}");
     let one = b.append(&id, "1").await?;
     claim_eq!(first.text(patience).await?, "1");
     let mut second = b.get(&id).await?;
     drop(first);
-    claim_eq!(second.begins(patience).await?, one);
+    let (began, next) = second.begins(patience).await?;
+    claim_eq!(began, one);
+    claim!(next > number, "{next} after {number}");
     let two = a.append(&id, "2").await?;
     claim_eq!(second.text(patience).await?, "2");
-    // Where it began is where to come back to, whoever comes.
-    for (from, expected) in [(start, &["1", "2"][..]), (one, &["2"]), (two, &[])] {
-        let mut resumed = a.tail(&id, TailFrom::After(from)).await?;
-        for expected in expected {
-            claim_eq!(resumed.text(patience).await?, *expected);
-        }
-    }
-    claim_eq!(second.until_end(patience).await?, ["end: Superseded"]);
+    // Where it began is where its client can come back to.
+    let back = |after: &EventId, hold| TailFrom::Returning {
+        after: after.position,
+        hold,
+    };
+    let mut resumed = a.tail(&id, back(&one, Some(next))).await?;
+    claim_eq!(resumed.text(patience).await?, "2");
+    // That of the first one has had all, though it names the same event.
+    let mut other = b.tail(&id, back(&one, None)).await?;
+    let mut again = a.tail(&id, back(&two, None)).await?;
+    a.append(&id, "3").await?;
+    claim_eq!(again.text(patience).await?, "3");
+    never_within("a GET whose turn it is not", fleet.ticks(30), other.next()).await?;
     Ok(())
 }
 

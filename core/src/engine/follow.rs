@@ -34,6 +34,8 @@ pub(super) struct Follow {
     /// Whether there was a change since the follower looked; set under the lock.
     news: AtomicBool,
     inner: Mutex<FollowInner>,
+    /// Whether another tail went on with its hold.
+    displaced: AtomicBool,
 }
 
 struct FollowInner {
@@ -64,7 +66,8 @@ pub(super) struct Ear {
 
 /// What a follower does next.
 pub(super) enum Step {
-    Passed(Passed),
+    /// The event, and whether it is the stream's last.
+    Passed(Passed, bool),
     Unstored(Position, Bytes),
     Read,
     End(EndReason),
@@ -129,7 +132,9 @@ impl FollowInner {
             }
             // Where it does not continue the stream, the follower reads.
             self.seen = self.seen.max(event.position);
-            return Some(Step::Passed(event));
+            let last =
+                self.queue.is_empty() && self.finish == Some(EndReason::Finished) && !self.dirty;
+            return Some(Step::Passed(event, last));
         }
         if let Some((position, data)) = self.unstored.take() {
             return Some(Step::Unstored(position, data));
@@ -167,6 +172,7 @@ impl Follow {
             session,
             stream,
             news: AtomicBool::new(true),
+            displaced: AtomicBool::new(false),
             inner: Mutex::new(FollowInner {
                 queue: VecDeque::new(),
                 bytes: 0,
@@ -252,6 +258,14 @@ impl Follow {
             inner.asked = Instant::now();
         }
         due
+    }
+
+    pub(super) fn is_displaced(&self) -> bool {
+        self.displaced.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_displaced(&self, displaced: bool) {
+        self.displaced.store(displaced, Ordering::Relaxed);
     }
 
     pub(super) fn set_number(&self, number: u64) {

@@ -86,21 +86,23 @@ impl Owned {
 
     /// The first reason stays.
     pub(super) fn revoke(&self, why: Revocation) {
-        let end = match why {
-            Revocation::Cancelled => None,
-            Revocation::SessionEnded => Some(EndReason::SessionEnded),
-            Revocation::Fenced => Some(EndReason::OwnerLost),
-        };
         let mut state = self.state.lock();
         if state.revoked.is_some() {
             return;
         }
         state.revoked = Some(why);
-        let ended = end.and_then(|end| Some((state.local.take()?, end)));
+        let local = match why {
+            Revocation::Cancelled => None,
+            Revocation::SessionEnded | Revocation::Fenced => state.local.take(),
+        };
         drop(state);
         self.revocation.notify_waiters();
-        if let Some((local, end)) = ended {
-            local.end(end);
+        match (local, why) {
+            (Some(local), Revocation::SessionEnded) => local.end(EndReason::SessionEnded),
+            // It reads how the stream ended. Others may have taken it over: then it
+            // says nothing of that (clause E9).
+            (Some(local), _) => local.wake(),
+            (None, _) => {}
         }
     }
 
@@ -142,6 +144,10 @@ impl OwnedState {
         }
         let kept = self.sizes.len() as u64;
         (kept < self.last.seq).then(|| Position::new(self.last.epoch, self.last.seq - kept))
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.revoked == Some(Revocation::Cancelled)
     }
 
     /// Takes the last position back: its append was not queued.

@@ -1,7 +1,9 @@
 //! Following a stream: register, read, follow.
 
+mod sequence;
+mod standalone;
+
 use std::{
-    collections::VecDeque,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -10,9 +12,10 @@ use std::{
 use futures::{FutureExt, Stream, future::BoxFuture};
 use tokio::time::Instant;
 
+use self::sequence::Sequence;
 use super::{
     Shared,
-    follow::{Ear, Follow, Passed, Step},
+    follow::{Ear, Follow, Step},
     retry::Backoff,
 };
 use crate::{
@@ -20,8 +23,7 @@ use crate::{
     id::{EventId, Position, SessionKey, StreamId},
     session::{EndReason, Replay, Tail, TailEvent, TailFrom},
     storage::{
-        Claim, Cursor, Held, Hold, Holder, Read, Storage, StoredEvent, StreamEnd, StreamState,
-        Target,
+        Claim, Cursor, Held, Hold, Read, Storage, StoredEvent, StreamEnd, StreamState, Target,
     },
 };
 
@@ -29,100 +31,11 @@ use crate::{
 const PAGE_EVENTS: usize = 256;
 const PAGE_BYTES: usize = 1 << 20;
 
-pub(super) fn end_reason(end: StreamEnd) -> EndReason {
+pub(super) fn end_reason(end: StreamEnd, cancelled: bool) -> EndReason {
     match end {
         StreamEnd::Finished => EndReason::Finished,
+        StreamEnd::OwnerLost if cancelled => EndReason::Cancelled,
         StreamEnd::OwnerLost => EndReason::OwnerLost,
-    }
-}
-
-/// Puts what was read in order and shows every hole (clause E5).
-#[derive(Debug)]
-struct Sequence {
-    stream: StreamId,
-    cursor: Position,
-    out: VecDeque<TailEvent>,
-}
-
-impl Sequence {
-    fn new(stream: StreamId, cursor: Position) -> Self {
-        Self {
-            stream,
-            cursor,
-            out: VecDeque::new(),
-        }
-    }
-
-    /// Begins to hold the stream at `cursor`.
-    fn begin(&mut self, cursor: Position) {
-        self.cursor = cursor;
-        self.out.push_back(TailEvent::Begins {
-            after: EventId::new(self.stream.clone(), cursor),
-        });
-    }
-
-    fn gap(&mut self, oldest: Option<Position>) {
-        // One gap says all: two in a row have nothing between them.
-        if !matches!(self.out.back(), Some(TailEvent::Gap { .. })) {
-            metrics::counter!("mcp_adapter_gaps_total").increment(1);
-        } else {
-            self.out.pop_back();
-        }
-        self.out.push_back(TailEvent::Gap {
-            oldest: oldest.map(|position| EventId::new(self.stream.clone(), position)),
-        });
-    }
-
-    fn event(&mut self, event: StoredEvent) {
-        if event.position <= self.cursor {
-            return;
-        }
-        let next = event.position.follows(event.prev, self.cursor);
-        self.cursor = event.position;
-        match event.data {
-            Some(data) => {
-                if !next {
-                    self.gap(Some(event.position));
-                }
-                self.out.push_back(TailEvent::Event {
-                    id: EventId::new(self.stream.clone(), event.position),
-                    data,
-                });
-            }
-            None => {
-                metrics::counter!("mcp_adapter_undecodable_total").increment(1);
-                self.gap(None);
-            }
-        }
-    }
-
-    /// A page that holds all there is after the cursor, and the state of the
-    /// same instant.
-    fn page(&mut self, events: Vec<StoredEvent>, state: &StreamState) {
-        let complete = events.is_empty();
-        for event in events {
-            self.event(event);
-        }
-        // Nothing is left of what was stored after the cursor. A top with
-        // sequence 0 is an epoch without an event: nothing is missing.
-        if complete && state.top.seq > 0 && state.top > self.cursor {
-            self.gap(None);
-            self.cursor = state.top;
-        }
-    }
-
-    /// An event that came without a read, where it is the very next one and
-    /// nothing is in `out`.
-    #[inline]
-    fn passed(&mut self, event: Passed) -> Option<TailEvent> {
-        if !event.position.follows(event.prev, self.cursor) {
-            return None;
-        }
-        self.cursor = event.position;
-        Some(TailEvent::Event {
-            id: EventId::new(self.stream.clone(), event.position),
-            data: event.data,
-        })
     }
 }
 
@@ -132,7 +45,7 @@ pub(super) fn start<S: Storage>(
     shared: &Arc<Shared<S>>,
     follow: Arc<Follow>,
     cursor: Position,
-    holding: bool,
+    turn: Turn,
 ) -> Tail {
     follow.saw(cursor);
     let follower = Follower {
@@ -141,7 +54,7 @@ pub(super) fn start<S: Storage>(
         follow,
         ear: Ear::default(),
         yielded: cursor,
-        holding,
+        turn,
         ended: false,
         after: None,
     };
@@ -179,6 +92,19 @@ impl<S: Storage> Stream for Tailer<S> {
     }
 }
 
+/// Whether a tail holds its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    Holds,
+    /// It waits silently until the stream is free.
+    Waits,
+    /// The same, after it was told what up to here is its own.
+    IsOwed(Position),
+    /// It waits, and leaves a stream that is free to clients that come back for a
+    /// while: since when it has been free.
+    Displaced(Option<Instant>),
+}
+
 enum Next {
     Event(TailEvent),
     /// The backend is to be asked.
@@ -192,8 +118,7 @@ struct Follower<S: Storage> {
     sequence: Sequence,
     /// What was yielded last of what was read.
     yielded: Position,
-    /// Whether this tail holds the stream, or waits silently until it is free.
-    holding: bool,
+    turn: Turn,
     /// What comes after the events that were read.
     after: Option<EndReason>,
     ended: bool,
@@ -224,9 +149,9 @@ impl<S: Storage> Follower<S> {
                     let unstored = TailEvent::Unstored { data };
                     return Poll::Ready(Some(Next::Event(unstored)));
                 }
-                _ if !self.holding => return Poll::Ready(Some(Next::Look)),
-                Step::Passed(event) if event.position <= self.sequence.cursor => {}
-                Step::Passed(event) => match self.sequence.passed(event) {
+                _ if self.turn != Turn::Holds => return Poll::Ready(Some(Next::Look)),
+                Step::Passed(event, _) if event.position <= self.sequence.cursor => {}
+                Step::Passed(event, last) => match self.sequence.passed(event, last) {
                     Some(event) => return Poll::Ready(Some(Next::Event(event))),
                     None => self.follow.drop_queue(),
                 },
@@ -237,20 +162,22 @@ impl<S: Storage> Follower<S> {
     }
 
     async fn look(mut self) -> Self {
-        if self.holding {
-            self.read().await;
-        } else {
-            self.promote().await;
+        match self.turn {
+            Turn::Holds => self.read().await,
+            Turn::Waits => self.promote().await,
+            Turn::IsOwed(until) => self.read_owed(until).await,
+            Turn::Displaced(free) => self.wait_for_others(free).await,
         }
         self
     }
 
-    async fn read(&mut self) {
+    /// A page after the cursor; `None` where the tail has ended.
+    async fn page(&mut self, max_events: usize) -> Option<(Vec<StoredEvent>, StreamState)> {
         let cursor = Cursor {
             session: self.follow.session,
             stream: self.follow.stream.clone(),
             after: self.sequence.cursor,
-            max_events: PAGE_EVENTS,
+            max_events,
             max_bytes: PAGE_BYTES,
             touch: false,
         };
@@ -260,73 +187,40 @@ impl<S: Storage> Follower<S> {
                 async move { shared.read_one("tail", cursor).await }
             })
             .await;
-        match read {
-            Some(Read::Page { events, state }) => {
-                let number = state.holder.map(|holder| holder.number);
-                if number != Some(self.follow.number()) {
-                    self.after = Some(EndReason::Superseded);
-                    return;
-                }
-                let last = events.is_empty();
-                self.yielded = self.sequence.cursor;
-                self.sequence.page(events, &state);
-                self.follow.saw(self.sequence.cursor);
-                if !last {
-                    // There may be more, and the end is told by an empty page.
-                    self.follow.wake();
-                } else if let Some(end) = state.end {
-                    self.after = Some(end_reason(end));
-                } else if self
-                    .shared
-                    .claim_if_dead(&self.follow.session, &self.follow.stream, &state)
-                    .await
-                {
-                    self.follow.wake();
-                }
-            }
-            Some(Read::NoStream) => self.after = Some(EndReason::StreamGone),
-            Some(Read::NoSession) => self.after = Some(EndReason::SessionEnded),
-            None => {}
+        match read? {
+            Read::Page { events, state } => return Some((events, state)),
+            Read::NoStream => self.after = Some(EndReason::StreamGone),
+            Read::NoSession => self.after = Some(EndReason::SessionEnded),
         }
+        None
     }
 
-    /// A silent tail takes the stream when it is free, or when its holder is
-    /// dead (clause E9).
-    async fn promote(&mut self) {
-        let mut from: Option<Holder> = None;
-        loop {
-            let held = self
-                .ride_out(|shared| {
-                    let follow = Arc::clone(&self.follow);
-                    async move {
-                        shared
-                            .hold(&follow.session, &follow.stream, Hold::TakeFrom(from))
-                            .await
-                    }
-                })
-                .await;
-            match held {
-                Some(Held::Done { number, cursor, .. }) => {
-                    if self.shared.interests.adopt(&self.follow, number) {
-                        self.sequence.begin(cursor);
-                        self.yielded = cursor;
-                        self.follow.saw(cursor);
-                        self.holding = true;
-                        self.follow.drop_queue();
-                    }
-                }
-                Some(Held::Busy(holder))
-                    if from != Some(holder)
-                        && self.shared.observer.lock().dead(holder.instance).is_some() =>
-                {
-                    from = Some(holder);
-                    continue;
-                }
-                Some(Held::Busy(_) | Held::Past) | None => {}
-                Some(Held::NoStream) => self.after = Some(EndReason::StreamGone),
-                Some(Held::NoSession) => self.after = Some(EndReason::SessionEnded),
-            }
+    async fn read(&mut self) {
+        let Some((events, state)) = self.page(PAGE_EVENTS).await else {
             return;
+        };
+        let number = state.holder.map(|holder| holder.number);
+        if number != Some(self.follow.number()) {
+            self.step_back();
+            return;
+        }
+        let last = events.is_empty();
+        self.yielded = self.sequence.cursor;
+        let finished = self.sequence.page(events, &state);
+        self.follow.saw(self.sequence.cursor);
+        if finished {
+            self.after = Some(EndReason::Finished);
+        } else if !last {
+            // There may be more.
+            self.follow.wake();
+        } else if let Some(end) = state.end {
+            self.after = Some(end_reason(end, state.cancelled));
+        } else if self
+            .shared
+            .claim_if_dead(&self.follow.session, &self.follow.stream, &state)
+            .await
+        {
+            self.follow.wake();
         }
     }
 
@@ -364,12 +258,13 @@ impl<S: Storage> Drop for Follower<S> {
             Some(
                 EndReason::Finished
                     | EndReason::OwnerLost
+                    | EndReason::Cancelled
                     | EndReason::SessionEnded
                     | EndReason::StreamGone
                     | EndReason::Superseded
             )
         );
-        if !self.holding || (self.ended && over) {
+        if self.turn != Turn::Holds || (self.ended && over) {
             self.shared.interests.remove_follow(&self.follow);
             return;
         }
@@ -471,25 +366,17 @@ impl<S: Storage> Shared<S> {
     ) -> Result<Tail> {
         self.ready("tail").await?;
         match from {
+            TailFrom::After(id) if id.stream.is_standalone() => {
+                self.come_back(session, id.position, None).await
+            }
             TailFrom::After(id) => self.take_over(session, id).await,
             TailFrom::Standalone => {
-                let stream = StreamId::standalone();
-                let waiting = self.interests.follows(&session, &stream).len();
-                if waiting > self.limits.waiting_streams() {
-                    return Err(Error::new(ErrorKind::Overloaded, "tail"));
-                }
                 // Its existence is decided here, its turn is decided later.
-                let cursor = Cursor {
-                    touch: true,
-                    ..Cursor::state_of(session, stream.clone())
-                };
-                if matches!(self.read_one("tail", cursor).await?, Read::NoSession) {
-                    return Err(Error::new(ErrorKind::SessionNotFound, "tail"));
-                }
-                let follow = Follow::new(session, stream, 0, true);
-                self.interests.add_follow(&follow);
-                Ok(start(self, follow, Position::START, false))
+                self.standalone(session).await?;
+                let follow = Follow::new(session, StreamId::standalone(), 0, true);
+                self.wait_in_line(follow, Position::START, Turn::Waits)
             }
+            TailFrom::Returning { after, hold } => self.come_back(session, after, hold).await,
         }
     }
 
@@ -513,7 +400,7 @@ impl<S: Storage> Shared<S> {
                 if let Some(former) = former.filter(|former| *former != self.me) {
                     self.wake(former, session, Target::Stream(stream));
                 }
-                return Ok(start(self, follow, position, true));
+                return Ok(start(self, follow, position, Turn::Holds));
             }
             Ok(Held::NoSession) => Error::new(ErrorKind::SessionNotFound, "tail"),
             Ok(Held::NoStream | Held::Busy(_) | Held::Past) => {
@@ -530,7 +417,11 @@ impl<S: Storage> Shared<S> {
     fn supersede(&self, follow: &Arc<Follow>) {
         for other in self.interests.follows(&follow.session, &follow.stream) {
             if !Arc::ptr_eq(&other, follow) && (1..follow.number()).contains(&other.number()) {
-                other.end(EndReason::Superseded);
+                if follow.stream.is_standalone() {
+                    other.wake();
+                } else {
+                    other.end(EndReason::Superseded);
+                }
             }
         }
         if let Some(owned) = self.interests.owned(&follow.session, &follow.stream) {
@@ -571,7 +462,7 @@ impl<S: Storage> Shared<S> {
                 if asked {
                     sequence.page(events, &state);
                 }
-                let end = state.end.filter(|_| !more).map(end_reason);
+                let end = (state.end.filter(|_| !more)).map(|end| end_reason(end, state.cancelled));
                 Ok(Replay::new(sequence.out.into(), more, end))
             }
             Read::NoStream => Err(Error::new(ErrorKind::StreamGone, "replay")),

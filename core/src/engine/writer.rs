@@ -14,7 +14,7 @@ use super::{
     inline,
     interest::{Owned, OwnedState},
     retry::within,
-    tail,
+    tail::{self, Turn},
 };
 use crate::{
     error::{Applied, Error, ErrorKind, Result},
@@ -81,7 +81,7 @@ impl<S: Storage> StreamWriter for Writer<S> {
         state.local = Some(Arc::clone(&follow));
         drop(state);
         self.shared.interests.add_follow(&follow);
-        tail::start(&self.shared, follow, Position::START, true)
+        tail::start(&self.shared, follow, Position::START, Turn::Holds)
     }
 
     fn detach(&self) {
@@ -227,7 +227,9 @@ impl<S: Storage> Shared<S> {
         match lane.push(operation, (append, waiting), size) {
             Ok(answer) => {
                 let wakes = match (passing, &state.local) {
-                    (Some(mut append), Some(local)) => Some(pass(local, &mut append, position)),
+                    (Some(mut append), Some(local)) => {
+                        Some(pass(local, &mut append, position, state.is_cancelled()))
+                    }
                     _ => None,
                 };
                 drop(state);
@@ -330,7 +332,7 @@ impl<S: Storage> Shared<S> {
                         // order.
                         let wakes = state.local.as_ref().map(|local| match (passed, finished) {
                             _ if repeat => local.dirty(),
-                            (false, _) => pass(local, append, position),
+                            (false, _) => pass(local, append, position, state.is_cancelled()),
                             (true, false) => local.stored(position),
                             (true, true) => local.dirty(),
                         });
@@ -353,7 +355,7 @@ impl<S: Storage> Shared<S> {
                             if !holds || repeat || position.seq == 1 {
                                 follow.wake();
                             } else {
-                                drop(pass(&follow, &mut append.clone(), position));
+                                drop(pass(&follow, &mut append.clone(), position, false));
                             }
                         }
                     }
@@ -461,13 +463,15 @@ impl<S: Storage> Shared<S> {
 
 /// Hands the event of `append` over, and its end.
 #[inline]
-fn pass(follow: &Follow, append: &mut Append, position: Position) -> Wakes {
+fn pass(follow: &Follow, append: &mut Append, position: Position, cancelled: bool) -> Wakes {
     let event = append.event.take().map(|event| Passed {
         position,
         prev: event.prev,
         data: event.data,
     });
-    let end = append.finish.map(|_| tail::end_reason(append.end));
+    let end = append
+        .finish
+        .map(|_| tail::end_reason(append.end, cancelled));
     follow.pass(position, event, end)
 }
 

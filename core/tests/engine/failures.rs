@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use mcp_adapter_core::{
-    EndReason, ErrorKind, EventId, Limits, Position, Revocation, SessionAdapter, TailFrom,
+    Cancelled, EndReason, ErrorKind, EventId, Limits, Position, Revocation, SessionAdapter,
+    TailFrom,
 };
 
 use super::support::{Fleet, all, bytes, number, open, record, session, start_of, text};
@@ -87,6 +88,39 @@ async fn a_dead_owner_is_ended_and_a_thawed_one_is_fenced() {
     let replay = b.engine.replay(&id, &first, 10).await.unwrap();
     assert!(replay.events.is_empty());
     assert_eq!(replay.end, Some(EndReason::OwnerLost));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thawed_instance_says_nothing_on_a_tail_that_was_taken_over() {
+    let fleet = Fleet::new(Limits::default());
+    let (a, b) = (fleet.instance(), fleet.instance());
+    let id = session();
+    a.engine.create(&id, record()).await.unwrap();
+    let writer = open(&a.engine, &id, 1).await;
+    let mut own = writer.attach();
+    let first = writer.append(bytes("1")).await.unwrap();
+    assert_eq!(text(&mut own).await, "1");
+    a.link.cut();
+    let mut tail = b.engine.tail(&id, TailFrom::After(first)).await.unwrap();
+    assert_eq!(all(&mut tail).await, ["OwnerLost"]);
+    a.link.mend();
+    assert_eq!(all(&mut own).await, ["Superseded"]);
+    assert_eq!(writer.revoked().await, Revocation::Fenced);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_call_of_a_dead_owner_ends_as_cancelled() {
+    let fleet = Fleet::new(Limits::default());
+    let (a, b) = (fleet.instance(), fleet.instance());
+    let id = session();
+    a.engine.create(&id, record()).await.unwrap();
+    let writer = open(&a.engine, &id, 1).await;
+    let first = writer.append(bytes("1")).await.unwrap();
+    a.link.cut();
+    let marked = SessionAdapter::cancel(&b.engine, &id, &number(1)).await;
+    assert_eq!(marked.unwrap(), Cancelled::Marked(first.stream.clone()));
+    let mut tail = b.engine.tail(&id, TailFrom::After(first)).await.unwrap();
+    assert_eq!(all(&mut tail).await, ["Cancelled"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use mcp_adapter_core::{
 };
 
 use super::support::{
-    self, Fleet, all, begins, bytes, next, number, open, record, session, start_of, text,
+    self, Fleet, all, begins, begins_in, bytes, next, number, open, record, session, start_of, text,
 };
 
 fn limits() -> mcp_adapter_core::LimitsBuilder {
@@ -145,13 +145,20 @@ async fn a_second_plain_get_is_silent_until_the_first_ends() {
     drop(first);
     a.engine.append(&id, bytes("two")).await.unwrap();
     assert_eq!(text(&mut second).await, "two");
-    // A resume takes over from a plain GET.
+    // Who comes back is alive beside the second one.
     let resumed = TailFrom::After(EventId::new(StreamId::standalone(), Position::START));
     let mut resumed = a.engine.tail(&id, resumed).await.unwrap();
-    assert_eq!(text(&mut second).await, "Superseded");
-    for expected in ["before any get", "one", "two"] {
+    // Of the first one's hold, and no more: the rest is the second one's.
+    for expected in ["before any get", "one"] {
         assert_eq!(text(&mut resumed).await, expected);
     }
+    let idle = tokio::time::timeout(Duration::from_secs(5), next(&mut resumed)).await;
+    assert!(idle.is_err(), "it waits for its turn");
+    a.engine.append(&id, bytes("three")).await.unwrap();
+    assert_eq!(text(&mut second).await, "three");
+    drop(second);
+    a.engine.append(&id, bytes("four")).await.unwrap();
+    assert_eq!(text(&mut resumed).await, "four");
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,16 +182,20 @@ async fn a_plain_get_begins_where_the_former_yielded_last() {
     assert_eq!(text(&mut second).await, "3");
     drop(second);
     let mut third = a.engine.tail(&id, TailFrom::Standalone).await.unwrap();
-    assert_eq!(begins(&mut third).await, ids[2].position);
+    let (began, hold) = begins_in(&mut third).await;
+    assert_eq!(began, ids[2].position);
     a.engine.append(&id, bytes("4")).await.unwrap();
     assert_eq!(text(&mut third).await, "4");
-    // Who was told where it begins can come back there.
-    let mut resumed = b
-        .engine
-        .tail(&id, TailFrom::After(ids[2].clone()))
-        .await
-        .unwrap();
-    assert_eq!(text(&mut third).await, "Superseded");
+    // Who was told where it begins can come back there, and nobody else: at the
+    // same place the hold before has ended.
+    let back = |hold| TailFrom::Returning {
+        after: ids[2].position,
+        hold,
+    };
+    let mut other = b.engine.tail(&id, back(None)).await.unwrap();
+    let idle = tokio::time::timeout(Duration::from_secs(5), next(&mut other)).await;
+    assert!(idle.is_err(), "it waits for its turn");
+    let mut resumed = b.engine.tail(&id, back(Some(hold))).await.unwrap();
     assert_eq!(text(&mut resumed).await, "4");
 }
 

@@ -349,8 +349,13 @@ pub(crate) async fn next(tail: &mut Tail) -> TailEvent {
 
 /// Where a tail of the standalone stream begins, which must come first.
 pub(crate) async fn begins(tail: &mut Tail) -> Position {
+    begins_in(tail).await.0
+}
+
+/// As [`begins`], and in which hold.
+pub(crate) async fn begins_in(tail: &mut Tail) -> (Position, u64) {
     match any(tail).await {
-        TailEvent::Begins { after } => after.position,
+        TailEvent::Begins { after, hold } => (after.position, hold),
         other => panic!("{other:?}"),
     }
 }

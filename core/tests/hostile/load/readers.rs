@@ -217,7 +217,7 @@ impl Reader {
         self.gap = matches!(item, TailEvent::Gap { .. });
         self.unstored = matches!(item, TailEvent::Unstored { .. });
         match item {
-            TailEvent::Event { id, data } => {
+            TailEvent::Event { id, data, .. } => {
                 let at = id.position;
                 let event = number_in(&data, 'e').filter(|_| id.stream == self.id);
                 self.push(match event {
