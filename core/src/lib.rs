@@ -3,6 +3,7 @@
 pub mod storage;
 
 mod adapter;
+mod describe;
 mod engine;
 mod error;
 mod id;
@@ -12,6 +13,7 @@ mod session;
 mod signal;
 
 pub use adapter::{Adapter, Capabilities, Health};
+pub use describe::describe_metrics;
 pub use engine::{Engine, EngineAdapter};
 pub use error::{Applied, Error, ErrorKind, Result};
 pub use id::{

@@ -40,6 +40,23 @@ pub enum OutcomeKind {
     Lost,
 }
 
+impl OutcomeKind {
+    /// Its name in labels of metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Rejected => "rejected",
+            Self::TimedOut => "timed_out",
+            Self::Cancelled => "cancelled",
+            Self::SessionEnded => "session_ended",
+            Self::OwnerLost => "owner_lost",
+            Self::Replaced => "replaced",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// The outcome of a client request, with the client's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {

@@ -50,8 +50,8 @@ pub trait SignalAdapter: fmt::Debug + Send + Sync + 'static {
     /// more than 100 bytes; [`Unavailable`](crate::ErrorKind::Unavailable).
     async fn signal(&self, channel: &Channel, payload: Bytes) -> Result<()>;
 
-    /// Listens. What was sent before is not heard; a listener that does not
-    /// read drops the oldest signals and counts them.
+    /// Listens. What has arrived before is not heard, what is still on its way may
+    /// be; a listener that does not read drops the oldest signals and counts them.
     ///
     /// # Errors
     /// [`Closed`](crate::ErrorKind::Closed).

@@ -82,9 +82,14 @@ pub(crate) async fn only_its_channel_is_heard(fleet: Fleet) -> Verdict {
         Channel::Topic(one.as_str().into()),
         Channel::Topic("t".repeat(100).into()),
     ];
+    // What is on its way may be heard, so the last one has to arrive.
+    let passed = Channel::Topic("passed".into());
+    let mut last = b.listen(&passed).await?;
     for channel in &channels {
         a.signal(channel, "before anybody listens").await?;
     }
+    a.signal(&passed, "").await?;
+    within("a signal", fleet.patience(), last.next()).await?;
     let mut listeners = Vec::new();
     for channel in &channels {
         listeners.push(b.listen(channel).await?);

@@ -58,7 +58,9 @@ impl<S: Storage> Shared<S> {
             .unzip();
         while !jobs.is_empty() {
             self.unpaused().await;
+            let began = Instant::now();
             let result = within("append", self.deadline(), self.storage.append(&appends)).await;
+            self.measure("append", began);
             self.note(&result);
             let error = match result {
                 Ok(answers) if answers.len() == jobs.len() => {

@@ -63,7 +63,9 @@ impl<S: Storage> Shared<S> {
     }
 
     async fn run_one_link(self: &Arc<Self>) -> Result<()> {
-        let generation = within("attach", self.deadline(), self.storage.attach(self.me)).await?;
+        let attached = within("attach", self.deadline(), self.storage.attach(self.me)).await;
+        self.note(&attached);
+        let generation = attached?;
         // Writers first: from the next event on they write to a new epoch if
         // the backend may have lost the end of the old one.
         let former = self.generation.lock().replace(generation.clone());

@@ -52,8 +52,9 @@ use crate::{
 /// One instance over a backend: implements all roles of the contract for any
 /// [`Storage`]. Cloning it gives the same instance.
 ///
-/// Its tasks start with its first use, on the runtime of that use, and end when
-/// the last clone is dropped or [`close`](crate::Adapter::close) was called.
+/// Its tasks start when it is made, or else with its first use, on the runtime that
+/// this happens in, and end when the last clone is dropped or
+/// [`close`](crate::Adapter::close) was called.
 pub struct Engine<S: Storage> {
     shared: Arc<Shared<S>>,
     _alive: Arc<Alive>,
@@ -231,6 +232,8 @@ impl<S: Storage> Engine<S> {
             apart: AtomicBool::new(false),
             limits,
         });
+        crate::describe_metrics();
+        shared.start_once();
         Self {
             shared,
             _alive: Arc::new(Alive(stop)),
@@ -284,9 +287,7 @@ impl<S: Storage> Shared<S> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Closed, operation));
         }
-        if !self.started.swap(true, Ordering::AcqRel) {
-            self.start();
-        }
+        self.start_once();
         if *self.link.borrow() != Link::Starting {
             return Ok(());
         }
@@ -296,6 +297,15 @@ impl<S: Storage> Shared<S> {
         // than this wait could.
         let _ = tokio::time::timeout(self.limits.operation_timeout() / 2, known).await;
         Ok(())
+    }
+
+    /// Outside of a runtime the tasks wait for the first use.
+    fn start_once(self: &Arc<Self>) {
+        if tokio::runtime::Handle::try_current().is_ok()
+            && !self.started.swap(true, Ordering::AcqRel)
+        {
+            self.start();
+        }
     }
 
     fn start(self: &Arc<Self>) {
@@ -365,13 +375,24 @@ impl<S: Storage> Shared<S> {
         F: Future<Output = Result<T>>,
     {
         self.unless_killed().await;
-        let result = if self.profile.inline {
-            step(&self.storage).await
-        } else {
-            retry::repeat(operation, self.deadline(), || step(&self.storage)).await
-        };
+        if self.profile.inline {
+            let result = step(&self.storage).await;
+            self.note(&result);
+            return result;
+        }
+        let began = Instant::now();
+        let result = retry::repeat(operation, self.deadline(), || step(&self.storage)).await;
+        self.measure(operation, began);
         self.note(&result);
         result
+    }
+
+    /// How long a step took, its repeats included. Only of backends that are far
+    /// away: a step of an inline one is a plain call.
+    fn measure(&self, operation: &'static str, began: Instant) {
+        metrics::histogram!("mcp_adapter_step_seconds",
+            "backend" => self.profile.name, "step" => operation)
+        .record(began.elapsed());
     }
 
     /// Keeps health true.
@@ -400,7 +421,14 @@ impl<S: Storage> Shared<S> {
         Duration::from_millis(self.millis().saturating_sub(millis))
     }
 
-    fn health(&self) -> Health {
+    fn health(self: &Arc<Self>) -> Health {
+        self.start_once();
+        // Whether the backend answers is not known before it was reached once.
+        if *self.link.borrow() == Link::Starting && !self.profile.inline {
+            return Health::Down {
+                since: self.origin.elapsed(),
+            };
+        }
         match (
             self.failing.load(Ordering::Relaxed),
             self.link_down.load(Ordering::Relaxed),

@@ -106,9 +106,9 @@ impl<S: Storage> Shared<S> {
                 let mut withdraw = withdraw;
                 let outcome = withdraw.shared.outcome(&withdraw.wait, deadline).await;
                 withdraw.ended = true;
-                let kind = format!("{:?}", outcome.kind);
-                metrics::counter!("mcp_adapter_client_requests_total", "outcome" => kind)
-                    .increment(1);
+                metrics::counter!("mcp_adapter_client_requests_total",
+                    "outcome" => outcome.kind.name())
+                .increment(1);
                 outcome
             }
             .boxed(),
@@ -390,10 +390,12 @@ impl<S: Storage> Shared<S> {
     {
         while let Some(batch) = queue.batch().await {
             let items: Arc<[T]> = batch.iter().map(|job| job.item.clone()).collect();
+            let began = Instant::now();
             let result = repeat(operation, self.deadline(), || {
                 flush(Arc::clone(&self), Arc::clone(&items))
             })
             .await;
+            self.measure(operation, began);
             self.note(&result);
             match result {
                 Ok(answers) if answers.len() == batch.len() => {

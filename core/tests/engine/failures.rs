@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use mcp_adapter_core::{
-    Cancelled, EndReason, ErrorKind, EventId, Limits, Position, Revocation, SessionAdapter,
-    TailFrom,
+    Adapter, Cancelled, EndReason, ErrorKind, EventId, Health, Limits, Position, Revocation,
+    SessionAdapter, TailFrom,
 };
 
 use super::support::{Fleet, all, bytes, number, open, record, session, start_of, text};
@@ -42,7 +42,7 @@ async fn an_outage_shorter_than_max_outage_loses_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_result_that_cannot_be_stored_goes_to_its_socket_without_an_id() {
     let fleet = Fleet::new(Limits::default());
-    let (a, b) = (fleet.instance(), fleet.instance());
+    let a = fleet.instance();
     let id = session();
     a.engine.create(&id, record()).await.unwrap();
     let writer = open(&a.engine, &id, 1).await;
@@ -58,6 +58,8 @@ async fn a_result_that_cannot_be_stored_goes_to_its_socket_without_an_id() {
     // Nothing stays open for ever: once the backend is back, the stream ends.
     tokio::time::sleep(Duration::from_secs(5)).await;
     a.link.mend();
+    // The other one was not there meanwhile, or it had ended the stream.
+    let b = fleet.instance();
     let mut tail = b.engine.tail(&id, start_of(&stream)).await.unwrap();
     assert_eq!(all(&mut tail).await, ["gap", "OwnerLost"]);
 }
@@ -296,4 +298,23 @@ async fn a_killed_instance_writes_nothing_more_and_is_found_dead() {
         assert_eq!(text(&mut tail).await, "OwnerLost");
         assert!(killed.elapsed() >= fleet.limits.lease(), "not by its drop");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_knows_how_its_backend_is_before_its_first_use() {
+    let fleet = Fleet::new(Limits::default());
+    let up = fleet.instance();
+    let down = fleet.instance();
+    down.link.cut();
+    assert!(
+        matches!(up.engine.health(), Health::Down { .. }),
+        "not known yet"
+    );
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(up.engine.health(), Health::Ok);
+    assert!(matches!(down.engine.health(), Health::Down { .. }));
+    down.link.mend();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(down.engine.health(), Health::Ok);
+    assert_eq!(fleet.inline().health(), Health::Ok);
 }

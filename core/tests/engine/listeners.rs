@@ -28,7 +28,8 @@ impl Listener {
 
     async fn get(&mut self, at: &Instance, id: &SessionId) {
         self.gets += 1;
-        self.tail = Some(at.engine.tail(id, self.last.clone()).await.unwrap());
+        let tail = at.engine.tail(id, self.last.clone()).await;
+        self.tail = Some(tail.expect("the session is there"));
     }
 
     /// Reads until nothing more comes; comes back at `at` where its tail ends.
