@@ -5,14 +5,14 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{
     sync::{Notify, oneshot},
-    task::JoinHandle,
+    task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,13 @@ use super::{
 const REQUESTS_AFTER_DELETE: usize = 4;
 /// One in this many sessions wants no info messages.
 const QUIET: usize = 4;
+/// One in this many sessions listens twice, as clients with several views do.
+const TWICE: usize = 3;
+/// Times that each of two listeners loses its connection.
+const BREAKS: usize = 3;
+/// Times that the server may end the stream of a listener, beside those that a kill
+/// excuses. Listeners that end one another for ever have more.
+const ENDS: usize = 3;
 
 /// An open session.
 #[derive(Debug)]
@@ -37,6 +44,9 @@ pub(super) struct RawSession {
     pub(super) label: String,
     /// Whether the log level lets info messages through.
     pub(super) verbose: bool,
+    /// Whether there are two listeners: then messages come in order at each, and not
+    /// over both.
+    twice: bool,
     text_ids: bool,
     next_id: AtomicU64,
     logs: Mutex<Logs>,
@@ -60,7 +70,16 @@ pub(super) async fn run(world: Arc<World>, number: usize, calls: usize, mut rng:
     };
     let closing = CancellationToken::new();
     let (ready, is_ready) = oneshot::channel();
-    let listener = tokio::spawn(Arc::clone(&session).listen(ready, closing.clone()));
+    let breaks = if session.twice { BREAKS } else { 0 };
+    let listening = |ready, rng| {
+        Arc::clone(&session).listen(Some(ready), closing.clone(), Breaks { left: breaks, rng })
+    };
+    let mut listeners = JoinSet::new();
+    listeners.spawn(listening(ready, rng.fork()));
+    if session.twice {
+        let (ready, _) = oneshot::channel();
+        listeners.spawn(listening(ready, rng.fork()));
+    }
     let listening = world.within(async { Ok(is_ready.await.is_ok()) }).await;
     if let Err(trouble) = listening {
         world.count(&trouble, &format!("{label} GET"), None, began);
@@ -69,10 +88,10 @@ pub(super) async fn run(world: Arc<World>, number: usize, calls: usize, mut rng:
     session.settle_logs().await;
     closing.cancel();
     if world.leaves {
-        listener.abort();
+        listeners.abort_all();
         return;
     }
-    session.close(listener).await;
+    session.close(listeners).await;
 }
 
 /// The handshake.
@@ -83,6 +102,7 @@ async fn open(world: &Arc<World>, number: usize, label: String) -> Result<RawSes
         id,
         label,
         verbose: !number.is_multiple_of(QUIET),
+        twice: number.is_multiple_of(TWICE),
         text_ids: number.is_multiple_of(2),
         next_id: AtomicU64::new(1),
         logs: Mutex::default(),
@@ -231,7 +251,7 @@ impl RawSession {
             loop {
                 let missing = {
                     let logs = self.logs.lock();
-                    check::logs(&logs.expected, &logs.seen, true).lost
+                    check::logs(&logs.expected, &logs.seen, !self.twice).lost
                 };
                 if missing == 0 {
                     return;
@@ -242,16 +262,21 @@ impl RawSession {
         // What is still missing at the deadline shows in the verdict.
         let _ = tokio::time::timeout(self.world.patience, complete).await;
         let logs = std::mem::take(&mut *self.logs.lock());
-        let verdict = check::logs(&logs.expected, &logs.seen, true);
+        let verdict = check::logs(&logs.expected, &logs.seen, !self.twice);
         self.world.tally.judge(verdict, || {
             format!("{} logs: {:?} {:?}", self.label, logs.expected, logs.seen)
         });
     }
 
-    /// Holds the standalone stream until the session ends.
-    async fn listen(self: Arc<Self>, ready: oneshot::Sender<()>, closing: CancellationToken) {
+    /// Holds the standalone stream, or waits for its turn, until the session ends.
+    async fn listen(
+        self: Arc<Self>,
+        mut ready: Option<oneshot::Sender<()>>,
+        closing: CancellationToken,
+        mut breaks: Breaks,
+    ) {
         let world = &self.world;
-        let mut ready = Some(ready);
+        let mut ends = 0;
         let mut cursor: Option<String> = None;
         let mut holder: Option<Option<String>> = None;
         let mut backoff = Backoff::new();
@@ -289,8 +314,14 @@ impl RawSession {
                 let _ = ready.send(());
             }
             let mut events = reply.events();
+            let connection = breaks.connection();
+            tokio::pin!(connection);
             let broken = loop {
-                match events.next().await {
+                let next = tokio::select! {
+                    next = events.next() => next,
+                    () = &mut connection => break None,
+                };
+                match next {
                     Next::Event(event) => {
                         backoff = Backoff::new();
                         if event.id.is_some() {
@@ -303,12 +334,20 @@ impl RawSession {
                             });
                         }
                     }
-                    Next::End => break None,
+                    Next::End => {
+                        ends += usize::from(!world.outages.excuse(source.as_deref(), since));
+                        break None;
+                    }
                     Next::Broken(reason) => break Some(reason),
                 }
             };
             if closing.is_cancelled() {
                 return;
+            }
+            if ends > ENDS {
+                return world
+                    .tally
+                    .wrong(format_args!("{} GET: ended {ends} times", self.label));
             }
             if let Some(reason) = broken
                 && !world.outages.excuse(source.as_deref(), since)
@@ -322,7 +361,7 @@ impl RawSession {
     }
 
     /// DELETE, after which nothing is there any more.
-    async fn close(&self, listener: JoinHandle<()>) {
+    async fn close(&self, listeners: JoinSet<()>) {
         let began = Instant::now();
         if let Err(trouble) = self.world.within(self.delete()).await {
             self.world
@@ -330,7 +369,7 @@ impl RawSession {
         }
         let ended = self
             .world
-            .within(async { Ok(listener.await.is_ok()) })
+            .within(async { Ok(listeners.join_all().await) })
             .await;
         if ended.is_err() {
             self.world.tally.hung(format_args!(
@@ -351,6 +390,23 @@ impl RawSession {
         }
         world.tally.count(|counts| counts.deletes += 1);
         gone(world, &self.id, &self.label).await
+    }
+}
+
+/// When a listener loses its connection.
+struct Breaks {
+    left: usize,
+    rng: fastrand::Rng,
+}
+
+impl Breaks {
+    /// Completes when the connection that was just opened breaks.
+    async fn connection(&mut self) {
+        if self.left == 0 {
+            return std::future::pending().await;
+        }
+        self.left -= 1;
+        tokio::time::sleep(Duration::from_millis(self.rng.u64(20..400))).await;
     }
 }
 
