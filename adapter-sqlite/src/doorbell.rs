@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     error::{Done, SqliteError},
-    file::{self, Seal},
+    file::Seal,
     open::{self, Opened, Use},
     options::SqliteOptions,
     record,
@@ -87,7 +87,7 @@ impl Listener {
         let create = shared.may_open(false)?;
         let Opened { conn, seal, .. } = open::open(options, Use::Listen, create)?;
         // Before the first look: what is written after it is noticed.
-        let watch = Watch::new(&file::wal(&options.path), options.watch);
+        let watch = Watch::new(seal.log(), options.watch);
         let last: Option<i64> =
             conn.query_row("SELECT max(id) FROM mcp_knock", [], |row| row.get(0))?;
         Ok(Self {
@@ -178,5 +178,32 @@ impl Listener {
         }
         self.last = last;
         Ok(())
+    }
+}
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_is_watched_unless_the_options_say_otherwise() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = SqliteOptions::new(folder.path().join("mcp"));
+        let shared = Arc::default();
+        let watch = |options| {
+            Listener::open(&options, &shared, InstanceId(1))
+                .unwrap()
+                .watch
+        };
+        let far = Duration::from_secs(30);
+        // What it waits for is the log that SQLite writes.
+        let watched = Listener::open(&options, &shared, InstanceId(1)).unwrap();
+        let polled = watch(options.clone().poll_only());
+        let writer = open::open(&options, Use::Write, false).unwrap().conn;
+        writer
+            .execute_batch("UPDATE mcp_total SET pending = 1")
+            .unwrap();
+        assert!(watched.watch.wait(far));
+        assert!(!polled.wait(far));
     }
 }

@@ -14,9 +14,23 @@ pub enum SqliteError {
     /// tells it. Locks and shared memory do not work there as SQLite needs them.
     #[error("the file is on a network file system (type {0:#x}), where SQLite's locks do not hold")]
     NetworkFileSystem(u64),
+    /// The path names no file that SQLite would keep: it is empty, `:memory:`, or
+    /// that of a folder or a device.
+    #[error("the path names no regular file")]
+    NoRegularFile,
     /// The folder of the file does not exist.
     #[error("the folder of the file does not exist")]
     NoFolder,
+    /// The SQLite library that this program is linked with is older than the first
+    /// that keeps the log of a file whole where several processes write to it.
+    /// Only a program that was told not to compile SQLite in can have one.
+    #[error("SQLite {found} is older than {needed}, the first that is safe with several processes")]
+    OldLibrary {
+        /// The version of the library.
+        found: &'static str,
+        /// The oldest that is accepted.
+        needed: &'static str,
+    },
     /// The file is not there any more, and a running process makes no new one.
     #[error("the file is not there")]
     NoFile,
@@ -83,7 +97,10 @@ impl SqliteError {
         match self {
             Self::NewerSchema { .. } => ErrorKind::UnsupportedFormat,
             Self::NotADatabase | Self::Corrupt => ErrorKind::Corrupt,
-            Self::NetworkFileSystem(_) | Self::NoFolder => ErrorKind::InvalidArgument,
+            Self::NetworkFileSystem(_)
+            | Self::NoRegularFile
+            | Self::NoFolder
+            | Self::OldLibrary { .. } => ErrorKind::InvalidArgument,
             Self::Sqlite(error) => match error.sqlite_error_code() {
                 Some(ErrorCode::DatabaseCorrupt) => ErrorKind::Corrupt,
                 _ => ErrorKind::Unavailable,

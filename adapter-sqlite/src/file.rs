@@ -42,37 +42,43 @@ fn of(_: &std::fs::Metadata) -> Option<Identity> {
     None
 }
 
-pub(crate) fn wal(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
+/// The log, which is beside the file itself, not beside a link that leads to it.
+fn log(path: &Path) -> Done<PathBuf> {
+    let mut name = std::fs::canonicalize(path)?.into_os_string();
     name.push("-wal");
-    name.into()
+    Ok(name.into())
 }
 
 /// The file and its log as they were when they were opened.
 #[derive(Debug, Clone)]
 pub(crate) struct Seal {
     path: PathBuf,
-    wal: PathBuf,
     file: Option<Identity>,
-    log: Option<Identity>,
+    log: PathBuf,
+    log_is: Option<Identity>,
 }
 
 impl Seal {
     /// Of an open file: the log is there as long as a connection is.
     pub(crate) fn new(path: &Path, file: Option<Identity>) -> Done<Self> {
-        let wal = wal(path);
+        let log = log(path)?;
         Ok(Self {
             path: path.to_owned(),
             file,
-            log: identity(&wal)?,
-            wal,
+            log_is: identity(&log)?,
+            log,
         })
+    }
+
+    /// The log of the file.
+    pub(crate) fn log(&self) -> &Path {
+        &self.log
     }
 
     /// What is written to a file that has no name any more is lost with the
     /// last process that has it open.
     pub(crate) fn check(&self) -> Done<()> {
-        if identity(&self.path)? == self.file && identity(&self.wal)? == self.log {
+        if identity(&self.path)? == self.file && identity(&self.log)? == self.log_is {
             return Ok(());
         }
         Err(SqliteError::Replaced)
@@ -98,8 +104,16 @@ const NETWORK: &[u64] = &[
     0x7461_636f, // OCFS2
 ];
 
-/// Refuses a folder whose file system does not keep locks.
-pub(crate) fn check_folder(options: &SqliteOptions) -> Done<()> {
+/// Refuses a path that SQLite takes for something else than a file, and a folder
+/// whose file system does not keep locks.
+pub(crate) fn check_path(options: &SqliteOptions) -> Done<()> {
+    let path = &options.path;
+    // An empty name is a file without one to SQLite, and this is no file at all.
+    let named = !path.as_os_str().is_empty() && path != Path::new(":memory:");
+    let other = std::fs::metadata(path).is_ok_and(|there| !there.is_file());
+    if !named || other {
+        return Err(SqliteError::NoRegularFile);
+    }
     let folder = match options.path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

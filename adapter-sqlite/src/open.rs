@@ -45,9 +45,24 @@ pub(crate) struct Opened {
     pub(crate) history: History,
 }
 
+/// The first release without the error that lets a checkpoint of one process pass
+/// over commits of another one, after which the file is corrupt.
+const SAFE: (i32, &str) = (3_051_003, "3.51.3");
+
+/// Refuses a library that is older than that. What is compiled in is not; but a
+/// program may be linked with the system's, by a setting of its build.
+fn check_library(number: i32, found: &'static str) -> Done<()> {
+    let (safe, needed) = SAFE;
+    if number < safe {
+        return Err(SqliteError::OldLibrary { found, needed });
+    }
+    Ok(())
+}
+
 /// Opens the file, and makes it first where `create` says so.
 pub(crate) fn open(options: &SqliteOptions, purpose: Use, create: bool) -> Done<Opened> {
-    file::check_folder(options)?;
+    check_library(rusqlite::version_number(), rusqlite::version())?;
+    file::check_path(options)?;
     let before = file::identity(&options.path)?;
     if before.is_none() && !create && cfg!(unix) {
         return Err(SqliteError::NoFile);
@@ -129,4 +144,51 @@ fn use_wal(conn: &Connection) -> rusqlite::Result<()> {
         rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY),
         None,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use mcp_adapter_core::{Applied, ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn an_older_library_is_refused() {
+        for (number, found) in [(3_051_002, "3.51.2"), (3_040_001, "3.40.1")] {
+            let error = check_library(number, found).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "SQLite {found} is older than 3.51.3, the first that is safe with several processes"
+                )
+            );
+            let error = error.into_error("open", Applied::No);
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        }
+        for (number, found) in [(3_051_003, "3.51.3"), (3_054_001, "3.54.1")] {
+            assert!(check_library(number, found).is_ok());
+        }
+    }
+
+    #[test]
+    fn each_connection_is_as_the_options_say() {
+        let folder = tempfile::tempdir().unwrap();
+        for (synchronous, level) in [(Synchronous::Normal, 1), (Synchronous::Full, 2)] {
+            let options = SqliteOptions::new(folder.path().join("mcp"))
+                .synchronous(synchronous)
+                .max_pages(777);
+            for purpose in [Use::Write, Use::Read, Use::Listen] {
+                let conn = open(&options, purpose, true).unwrap().conn;
+                let number = |pragma: &str| -> i64 {
+                    conn.pragma_query_value(None, pragma, |row| row.get(0))
+                        .unwrap()
+                };
+                assert_eq!(number("synchronous"), level);
+                assert_eq!(number("max_page_count"), 777);
+                assert_eq!(number("cache_size"), -purpose.cache());
+                assert_eq!(number("mmap_size"), 0);
+                assert_eq!(number("query_only") == 1, purpose != Use::Write);
+            }
+        }
+    }
 }

@@ -44,9 +44,11 @@ pub struct SqliteOptions {
 }
 
 impl SqliteOptions {
-    /// The file at `path`, which is made where it is not there; its folder is
-    /// not. It may be a file of the host application's own: all tables are
-    /// called `mcp_...`.
+    /// The file at `path`, or that to which a link there leads; it is made where
+    /// it is not there, its folder is not. It may be a file of the host
+    /// application's own: all tables are called `mcp_...`. A path that is empty,
+    /// `:memory:`, or that of a folder or a device, is refused when it is opened,
+    /// with [`SqliteError::NoRegularFile`](crate::SqliteError::NoRegularFile).
     ///
     /// Beside it SQLite keeps `<path>-wal` and `<path>-shm`. Nobody may open,
     /// copy or remove one of the three while a process runs: closing a file

@@ -56,6 +56,38 @@ async fn a_folder_that_is_not_there() {
 }
 
 #[tokio::test]
+async fn a_path_that_names_no_regular_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().to_str().unwrap();
+    for path in ["", ":memory:", folder, "/", "/dev/null"] {
+        let (kind, error) = refused(SqliteOptions::new(path)).await;
+        assert!(
+            matches!(error, SqliteError::NoRegularFile),
+            "{path:?}: {error}"
+        );
+        assert_eq!(kind, ErrorKind::InvalidArgument);
+    }
+}
+
+/// SQLite keeps the log beside the file that the link leads to.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_link_is_the_file_that_it_leads_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let [file, link, log] = ["mcp", "link", "mcp-wal"].map(|name| folder.path().join(name));
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let storage = SqliteStorage::new(SqliteOptions::new(&link).limits(quick())).unwrap();
+    let key = session(&storage).await;
+    let direct = SqliteStorage::new(SqliteOptions::new(&file)).unwrap();
+    store(&direct, &shared(key, 1, 1, b"1")).await.unwrap();
+    assert_eq!(texts(&storage, key).await, ["1"]);
+    drop(direct);
+    std::fs::remove_file(&log).unwrap();
+    let error = storage.create(&new_session()).await.unwrap_err();
+    assert!(matches!(cause(&error), SqliteError::Replaced), "{error}");
+}
+
+#[tokio::test]
 async fn a_file_that_is_no_database() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mcp");
