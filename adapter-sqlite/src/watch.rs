@@ -68,3 +68,30 @@ impl Watch {
         false
     }
 }
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_watch_notices_a_write_and_a_poll_only_the_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        std::fs::write(&log, "1").unwrap();
+        let far = Duration::from_secs(60);
+        let watch = Watch::new(&log, true);
+        let poll = Watch::new(&log, false);
+        std::fs::write(&log, "2").unwrap();
+        let since = Instant::now();
+        assert!(watch.wait(far), "it was written");
+        assert!(!poll.wait(far), "whether it was written it cannot tell");
+        assert!(since.elapsed() < far);
+        assert!(!watch.wait(Duration::from_millis(1)), "only once");
+        // Where there is nothing to watch it looks now and then.
+        let none = Watch::new(&folder.path().join("none"), true);
+        assert!(!none.wait(far));
+        assert!(since.elapsed() < far);
+    }
+}
