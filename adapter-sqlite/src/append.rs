@@ -52,9 +52,11 @@ impl Writer {
                 self.admit_shared(&session, &stream, append, writer, tag)?
             }
         };
+        let mut repeat = false;
         let position = match admission {
             Admission::Refused(refused) => return Ok(refused),
             Admission::Repeat(position) => {
+                repeat = true;
                 self.touch(session.id)?;
                 position
             }
@@ -80,6 +82,7 @@ impl Writer {
                 session_bytes: bytes.max(0).cast_unsigned(),
                 principal_bytes: 0,
             },
+            repeat,
         })
     }
 
@@ -115,14 +118,14 @@ impl Writer {
         if known.stream(name).is_some() {
             return Ok(true);
         }
-        let session = known.row.id;
+        let session = known.row.clone();
         let row = if shared {
-            let row = self.make_shared(session, name)?;
+            let row = self.make_shared(&session, name)?;
             self.know_session(key)?;
             Some(row)
         } else {
             let conn = self.conn()?;
-            Stream::live(&conn, &self.tail, session, name, self.now)?
+            Stream::live(&conn, &self.tail, session.id, name, self.now)?
         };
         let (Some(row), Some(known)) = (row, self.cache.get(key)) else {
             return Ok(false);
@@ -208,16 +211,18 @@ impl Writer {
             }
         }
         let top = stream.head.top;
+        // No id of a lost history is given out again.
+        let epoch = self.epoch();
         Ok(match stream.end {
             Some(_) if !event => Admission::Repeat(top),
             Some(_) => Admission::Refused(Appended::Finished),
-            None if top.epoch >= self.epoch() => {
+            None if top.epoch >= epoch && top.seq > 0 => {
                 Admission::New(Position::new(top.epoch, top.seq + 1), None)
             }
             None => {
-                // What a lost history gave out last nobody knows: whoever has
-                // followed the stream before is told of a gap.
-                let epoch = self.epoch();
+                // What came last before nobody knows: whoever has followed the
+                // stream, or one that is gone, is told of a gap.
+                let epoch = epoch.max(top.epoch);
                 let unknown = Position::new(epoch - 1, u64::MAX);
                 let follows = (session.born < epoch).then_some(unknown);
                 Admission::New(Position::new(epoch, 1), follows)
@@ -456,19 +461,33 @@ impl Writer {
     }
 
     /// The stream of a shared place, made where there is none.
-    pub(crate) fn make_shared(&mut self, session: i64, name: &StreamId) -> Done<Stream> {
+    pub(crate) fn make_shared(&mut self, session: &Session, name: &StreamId) -> Done<Stream> {
         let conn = self.conn()?;
-        if let Some(stream) = Stream::find(&conn, &self.tail, session, name)? {
+        let mut gone = session.gone;
+        if let Some(stream) = Stream::find(&conn, &self.tail, session.id, name)? {
             if stream.expires.is_none_or(|expires| self.now < expires) {
                 return Ok(stream);
             }
             self.fold()?;
             self.remove_stream(&stream)?;
+            gone = gone.max(stream.head.top.epoch);
         }
         conn.prepare_cached("INSERT INTO mcp_stream(session, name, number) VALUES (?, ?, 0)")?
-            .execute(params![session, name.as_str()])?;
+            .execute(params![session.id, name.as_str()])?;
         self.total.streams += 1;
-        let made = Stream::by_id(&conn, &self.tail, conn.last_insert_rowid())?;
+        let id = conn.last_insert_rowid();
+        if gone > 0 {
+            // No id of one that is gone is given out again.
+            let top = Position::new(gone.saturating_add(1), 0);
+            self.write_head(
+                id,
+                &Head {
+                    top,
+                    ..Head::default()
+                },
+            )?;
+        }
+        let made = Stream::by_id(&conn, &self.tail, id)?;
         crate::rows::readable(made)
     }
 }

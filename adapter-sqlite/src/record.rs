@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mcp_adapter_core::{
     InstanceId, Position, RpcId, SessionKey, StreamId, WaiterToken,
-    storage::{Knock, SignalChannel, Target},
+    storage::{HoldStart, Knock, Names, REMEMBERED, SignalChannel, Target},
 };
 
 use crate::clock::Time;
@@ -254,33 +254,32 @@ fn read_rpc_id(bytes: &[u8]) -> Option<RpcId> {
     }
 }
 
-/// Names of tries, the latest last.
-#[derive(Debug, Default)]
-pub(crate) struct Tokens(Vec<u8>);
+/// The names that a column keeps, the latest last; a former version kept more.
+pub(crate) fn names(bytes: &[u8]) -> Option<Names> {
+    let kept = REMEMBERED * size_of::<WaiterToken>();
+    Names::from_bytes(&bytes[bytes.len().saturating_sub(kept)..])
+}
 
-impl Tokens {
-    /// How many are remembered: as many repeats may be on their way at once.
-    const KEPT: usize = 16;
-
-    pub(crate) fn new(bytes: Vec<u8>) -> Self {
-        Self(bytes)
+/// Where holds began.
+pub(crate) fn holds(holds: &[HoldStart]) -> Vec<u8> {
+    let mut out = Out::default();
+    for hold in holds {
+        out.number(hold.number);
+        out.position(hold.began);
     }
+    out.0
+}
 
-    pub(crate) fn contains(&self, token: WaiterToken) -> bool {
-        let token = token.0.to_be_bytes();
-        self.0.chunks_exact(16).any(|kept| kept == token)
+pub(crate) fn read_holds(bytes: &[u8]) -> Option<Vec<HoldStart>> {
+    let mut input = In(bytes);
+    let mut holds = Vec::new();
+    while !input.0.is_empty() {
+        holds.push(HoldStart {
+            number: input.number()?,
+            began: input.position()?,
+        });
     }
-
-    pub(crate) fn push(&mut self, token: WaiterToken) {
-        self.0.extend_from_slice(&token.0.to_be_bytes());
-        if self.0.len() > Self::KEPT * 16 {
-            self.0.drain(..16);
-        }
-    }
-
-    pub(crate) fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
+    Some(holds)
 }
 
 pub(crate) fn token(bytes: &[u8]) -> Option<WaiterToken> {
@@ -439,15 +438,29 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_bounded_and_the_oldest_go() {
-        let mut tokens = Tokens::default();
-        for n in 0..20 {
-            tokens.push(WaiterToken(n));
+    fn of_names_that_a_former_version_kept_the_last_are_read() {
+        let mut bytes = Vec::new();
+        for name in 0..16_u128 {
+            bytes.extend_from_slice(&name.to_be_bytes());
         }
-        let kept: Vec<_> = (0..20)
-            .filter(|n| tokens.contains(WaiterToken(*n)))
+        let read = names(&bytes).unwrap();
+        let kept: Vec<_> = (0..16)
+            .filter(|name| read.contains(WaiterToken(*name)))
             .collect();
-        assert_eq!(kept, (4..20).collect::<Vec<_>>());
+        assert_eq!(kept, (8..16).collect::<Vec<_>>());
+        assert_eq!(names(&read.to_bytes()), Some(read));
+        assert_eq!(names(&[]), Some(Names::default()));
+        assert_eq!(names(&bytes[1..]), names(&bytes), "only the last are read");
+        assert_eq!(names(&bytes[..15]), None);
+    }
+
+    #[test]
+    fn holds_round_trip() {
+        let all = [(1, Position::START), (300, Position::new(7, u64::MAX))]
+            .map(|(number, began)| HoldStart { number, began });
+        assert_eq!(read_holds(&holds(&all)).as_deref(), Some(&all[..]));
+        assert_eq!(read_holds(&[]), Some(Vec::new()));
+        assert_eq!(read_holds(&holds(&all)[1..]), None);
     }
 
     #[test]

@@ -3,14 +3,14 @@
 use bytes::Bytes;
 use mcp_adapter_core::{
     InstanceId, OutcomeKind, RpcId, WaiterToken,
-    storage::{Put, PutRequest, RequestKey, RequestState, Settle, Settled, Target},
+    storage::{Names, Put, PutRequest, RequestKey, RequestState, Settle, Settled, Target},
 };
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use crate::{
     clock::{Time, after, millis},
     error::Done,
-    record::{self, Tokens},
+    record,
     rows::{self, Session, readable},
     tail::Tail,
     writer::Writer,
@@ -51,8 +51,8 @@ struct Request {
     end: Option<OutcomeKind>,
     payload: Bytes,
     attempt: Option<WaiterToken>,
-    replaced: Tokens,
-    won: Tokens,
+    replaced: Names,
+    won: Names,
     /// Nobody has written its end yet.
     counted: bool,
 }
@@ -73,18 +73,24 @@ impl Request {
             rows::instance(row, 2)?,
         );
         let end = outcome.map(kind);
-        let request = match (token, owner, end) {
-            (Some(token), Some(owner), None | Some(Some(_))) => Some(Self {
-                id: row.get(0)?,
-                token,
-                owner,
-                end: end.flatten(),
-                payload: payload.map_or_else(Bytes::new, Bytes::copy_from_slice),
-                attempt: attempt.and_then(record::token),
-                replaced: Tokens::new(row.get(8)?),
-                won: Tokens::new(row.get(9)?),
-                counted: outcome.is_none(),
-            }),
+        let (replaced, won) = (
+            record::names(row.get_ref(8)?.as_blob()?),
+            record::names(row.get_ref(9)?.as_blob()?),
+        );
+        let request = match (token, owner, end, replaced, won) {
+            (Some(token), Some(owner), None | Some(Some(_)), Some(replaced), Some(won)) => {
+                Some(Self {
+                    id: row.get(0)?,
+                    token,
+                    owner,
+                    end: end.flatten(),
+                    payload: payload.map_or_else(Bytes::new, Bytes::copy_from_slice),
+                    attempt: attempt.and_then(record::token),
+                    replaced,
+                    won,
+                    counted: outcome.is_none(),
+                })
+            }
             _ => None,
         };
         Ok(Stored {
@@ -142,7 +148,7 @@ impl Writer {
         if others.max(0).cast_unsigned() >= put.max_pending as u64 {
             return Ok(Put::TooMany);
         }
-        let (mut tokens, mut won) = (Tokens::default(), Tokens::default());
+        let (mut tokens, mut won) = (Names::default(), Names::default());
         if let Some(former) = former {
             (tokens, won) = (former.replaced, former.won);
             tokens.push(former.token);
@@ -160,8 +166,8 @@ impl Writer {
             put.owner.0.to_be_bytes(),
             after(self.now, put.timeout),
             millis(put.result_ttl),
-            tokens.as_bytes(),
-            won.as_bytes()
+            tokens.to_bytes(),
+            won.to_bytes()
         ])?;
         self.total.pending += 1;
         Ok(replaced.map_or(Put::Done, Put::Replaced))

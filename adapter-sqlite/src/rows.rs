@@ -1,8 +1,10 @@
 //! Sessions and streams as they are now: the tables, and the tail over them.
 
+use std::rc::Rc;
+
 use mcp_adapter_core::{
     InstanceId, Position, PrincipalKey, SessionKey, StreamId,
-    storage::{Holder, StreamEnd, StreamState},
+    storage::{HoldStart, Holder, StreamEnd, StreamState},
 };
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Row, params};
 
@@ -19,6 +21,8 @@ pub(crate) struct Session {
     pub(crate) id: i64,
     pub(crate) principal: i64,
     pub(crate) born: u32,
+    /// The last epoch of its shared stream that is gone, or 0.
+    pub(crate) gone: u32,
     pub(crate) idle: Time,
     pub(crate) hard: Time,
     /// When it was used last.
@@ -34,7 +38,7 @@ impl Session {
     /// As stored, whether it has expired or not.
     pub(crate) fn find(conn: &Connection, tail: &Tail, key: &SessionKey) -> Done<Option<Self>> {
         let mut statement = conn.prepare_cached(
-            "SELECT s.id, s.principal, s.born, s.idle, s.hard, u.at, u.bytes
+            "SELECT s.id, s.principal, s.born, s.gone, s.idle, s.hard, u.at, u.bytes
              FROM mcp_session s JOIN mcp_used u ON u.session = s.id WHERE s.key = ?",
         )?;
         let session = statement
@@ -43,10 +47,11 @@ impl Session {
                     id: row.get(0)?,
                     principal: row.get(1)?,
                     born: row.get(2)?,
-                    idle: row.get(3)?,
-                    hard: row.get(4)?,
-                    at: row.get(5)?,
-                    bytes: row.get(6)?,
+                    gone: row.get(3)?,
+                    idle: row.get(4)?,
+                    hard: row.get(5)?,
+                    at: row.get(6)?,
+                    bytes: row.get(7)?,
                 })
             })
             .optional()?;
@@ -88,6 +93,9 @@ pub(crate) struct Stream {
     pub(crate) began: Position,
     /// Where the last holder let go.
     pub(crate) released: Option<Position>,
+    /// Of the shared stream: where its last holds began. An append copies the row,
+    /// so this is shared.
+    pub(crate) holds: Rc<[HoldStart]>,
     pub(crate) head: Head,
 }
 
@@ -120,7 +128,7 @@ pub(crate) fn instance(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<I
 }
 
 const STREAM: &str = "SELECT t.id, t.session, t.owner, t.cancelled, t.ended, t.expires, t.holder,
-    t.number, t.began, t.released, h.head
+    t.number, t.began, t.released, t.holds, h.head
     FROM mcp_stream t LEFT JOIN mcp_head h ON h.stream = t.id WHERE ";
 
 impl Stream {
@@ -140,7 +148,10 @@ impl Stream {
             number: row.get::<_, i64>(7)?.cast_unsigned(),
             began: column(row, 8, record::read_position)?.unwrap_or(Position::START),
             released: column(row, 9, record::read_position)?,
-            head: column(row, 10, Head::decode)?.unwrap_or_default(),
+            holds: column(row, 10, record::read_holds)?
+                .unwrap_or_default()
+                .into(),
+            head: column(row, 11, Head::decode)?.unwrap_or_default(),
         })
     }
 
@@ -205,6 +216,7 @@ impl Stream {
             owner: self.owner,
             holder: self.held_by(),
             cancelled: self.cancelled,
+            holds: self.holds.to_vec(),
         }
     }
 

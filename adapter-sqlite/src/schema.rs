@@ -14,9 +14,12 @@ use crate::{
 };
 
 /// The schema of this version of the crate.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const SCHEMA: &str = include_str!("schema.sql");
+
+/// From each version to the next, from 1 on.
+const UPGRADES: [&str; 1] = [include_str!("upgrade_2.sql")];
 
 /// "mcpa": what a file of our making says of itself.
 const APPLICATION_ID: i32 = 0x6d63_7061;
@@ -146,7 +149,10 @@ fn migrate(conn: &Connection, here: &Here) -> Done<History> {
     let Some(known) = read(conn)? else {
         return create(conn, here);
     };
-    // Later versions add their steps here, from `known.version` on.
+    let done = usize::try_from(known.version - 1).map_err(|_| SqliteError::Corrupt)?;
+    for upgrade in UPGRADES.iter().skip(done) {
+        conn.execute_batch(upgrade)?;
+    }
     let epoch = if here.continues(&known) {
         known.history.epoch
     } else {

@@ -41,7 +41,11 @@ CREATE TABLE mcp_session(
     idle INTEGER NOT NULL,
     hard INTEGER NOT NULL,
     revision INTEGER NOT NULL,
-    record BLOB NOT NULL
+    record BLOB NOT NULL,
+    -- The names of the updates that made the last revisions, in their order.
+    updates BLOB NOT NULL DEFAULT x'',
+    -- The last epoch of its shared stream that is gone: no later one begins before.
+    gone INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- What changes with each use, apart from the record: narrow rows, many of which
@@ -57,12 +61,15 @@ CREATE TABLE mcp_used(
 ) STRICT;
 CREATE INDEX mcp_used_due ON mcp_used(due);
 
--- Who created what is deleted: a create that was held up brings nothing back.
+-- Who created what is deleted: a create that was held up brings nothing back. A key
+-- may have had several creators, one after another.
 CREATE TABLE mcp_deleted(
-    key BLOB PRIMARY KEY,
+    id INTEGER PRIMARY KEY,
+    key BLOB NOT NULL,
     creator BLOB NOT NULL,
-    until INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+    until INTEGER NOT NULL,
+    UNIQUE (key, creator)
+) STRICT;
 CREATE INDEX mcp_deleted_until ON mcp_deleted(until);
 
 CREATE TABLE mcp_stream(
@@ -78,6 +85,8 @@ CREATE TABLE mcp_stream(
     number INTEGER NOT NULL,
     began BLOB,
     released BLOB,
+    -- Of the shared stream: where its last holds began.
+    holds BLOB NOT NULL DEFAULT x'',
     UNIQUE (session, name)
 ) STRICT;
 CREATE INDEX mcp_stream_expires ON mcp_stream(expires) WHERE expires IS NOT NULL;

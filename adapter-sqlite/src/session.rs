@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use mcp_adapter_core::{
     InstanceId, PrincipalKey, SessionKey,
-    storage::{Entered, NewSession, OpenStream, Updated},
+    storage::{Entered, NewSession, OpenStream, UpdateSession, Updated},
 };
-use rusqlite::{OptionalExtension as _, params};
+use rusqlite::params;
 
 use crate::{
     clock::{NEVER, after, millis},
@@ -20,6 +20,8 @@ use crate::{
 /// How long a deleted session is remembered, in milliseconds: far longer than a
 /// step waits for its turn.
 const REMEMBERED: i64 = 120_000;
+/// Creators of one key that are remembered: so many may be deleted within that time.
+const CREATORS: i64 = 64;
 
 impl Writer {
     pub(crate) fn create(&mut self, new: &NewSession) -> Done<bool> {
@@ -36,11 +38,12 @@ impl Writer {
             }
             self.remove_session(session.id)?;
         }
-        let by: Option<Vec<u8>> = conn
-            .prepare_cached("SELECT creator FROM mcp_deleted WHERE key = ? AND until > ?")?
-            .query_row(params![key, self.now], |row| row.get(0))
-            .optional()?;
-        if by.is_some_and(|by| by == creator) {
+        let sql = "SELECT EXISTS (SELECT 1 FROM mcp_deleted
+            WHERE key = ? AND creator = ? AND until > ?)";
+        let late: bool = conn
+            .prepare_cached(sql)?
+            .query_row(params![key, creator, self.now], |row| row.get(0))?;
+        if late {
             return Ok(false);
         }
         let principal = self.principal(&new.principal)?;
@@ -146,39 +149,37 @@ impl Writer {
         Ok(None)
     }
 
-    pub(crate) fn update(
-        &mut self,
-        key: &SessionKey,
-        revision: u64,
-        record: &[u8],
-    ) -> Done<Updated> {
+    pub(crate) fn update(&mut self, update: &UpdateSession) -> Done<Updated> {
         let conn = self.conn()?;
-        let Some(session) = Session::live(&conn, &self.tail, key, self.now)? else {
+        let Some(session) = Session::live(&conn, &self.tail, &update.session, self.now)? else {
             return Ok(Updated::NoSession);
         };
-        let next = revision.wrapping_add(1);
-        let sql = "UPDATE mcp_session SET revision = ?, record = ? WHERE id = ? AND revision = ?";
-        let updated = conn.prepare_cached(sql)?.execute(params![
-            next.cast_signed(),
-            record,
-            session.id,
-            revision.cast_signed()
-        ])?;
-        if updated == 1 {
-            return Ok(Updated::Done(next));
+        if rows::principal(&conn, &update.principal)? != Some(session.principal) {
+            return Ok(Updated::NoSession);
         }
-        let sql = "SELECT EXISTS (SELECT 1 FROM mcp_session
-            WHERE id = ? AND revision = ? AND record = ?)";
-        let repeat = conn
-            .prepare_cached(sql)?
-            .query_row(params![session.id, next.cast_signed(), record], |row| {
-                row.get::<_, bool>(0)
+        let (revision, updates) = conn
+            .prepare_cached("SELECT revision, updates FROM mcp_session WHERE id = ?")?
+            .query_row([session.id], |row| {
+                let updates = record::names(row.get_ref(1)?.as_blob()?);
+                Ok((row.get::<_, i64>(0)?.cast_unsigned(), updates))
             })?;
-        Ok(if repeat {
-            Updated::Done(next)
-        } else {
-            Updated::Conflict
-        })
+        let mut updates = rows::readable(updates)?;
+        if let Some(age) = updates.age(update.attempt) {
+            return Ok(Updated::Done(revision.saturating_sub(age)));
+        }
+        if revision != update.revision {
+            return Ok(Updated::Conflict);
+        }
+        updates.push(update.attempt);
+        let made = revision + 1;
+        let sql = "UPDATE mcp_session SET revision = ?, record = ?, updates = ? WHERE id = ?";
+        conn.prepare_cached(sql)?.execute(params![
+            made.cast_signed(),
+            &update.record[..],
+            updates.to_bytes(),
+            session.id
+        ])?;
+        Ok(Updated::Done(made))
     }
 
     pub(crate) fn delete(
@@ -210,6 +211,10 @@ impl Writer {
             SELECT key, creator, ? FROM mcp_session WHERE id = ?";
         conn.prepare_cached(sql)?
             .execute(params![self.now.saturating_add(REMEMBERED), session.id])?;
+        let sql = "DELETE FROM mcp_deleted WHERE id IN
+            (SELECT id FROM mcp_deleted WHERE key = ? ORDER BY id DESC LIMIT -1 OFFSET ?)";
+        conn.prepare_cached(sql)?
+            .execute(params![&key.0[..], CREATORS])?;
         self.remove_session(session.id)?;
         Ok(Some(parties.into_iter().collect()))
     }
@@ -252,6 +257,11 @@ impl Writer {
     /// Removes a stream of a session that stays. Heads are folded before.
     pub(crate) fn remove_stream(&mut self, stream: &Stream) -> Done<()> {
         self.remove_stream_rows(stream)?;
+        if stream.owner.is_none() {
+            let conn = self.conn()?;
+            conn.prepare_cached("UPDATE mcp_session SET gone = ?2 WHERE id = ?1 AND gone < ?2")?
+                .execute(params![stream.session, stream.head.top.epoch])?;
+        }
         let (events, bytes) = (
             stream.head.count.cast_signed(),
             stream.head.bytes.cast_signed(),

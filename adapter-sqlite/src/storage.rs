@@ -7,14 +7,13 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::stream::BoxStream;
 use mcp_adapter_core::{
     Cancelled, Capabilities, InstanceId, PrincipalKey, Result, RpcId, SessionKey, Stats, StreamId,
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
-        Settled, Storage, Swept, Updated,
+        Settled, Storage, Swept, UpdateSession, Updated,
     },
 };
 
@@ -142,12 +141,10 @@ impl Storage for SqliteStorage {
         .await
     }
 
-    async fn update(&self, session: &SessionKey, revision: u64, record: Bytes) -> Result<Updated> {
-        let session = *session;
-        self.write("update", move |writer| {
-            writer.update(&session, revision, &record)
-        })
-        .await
+    async fn update(&self, update: &UpdateSession) -> Result<Updated> {
+        let update = update.clone();
+        self.write("update", move |writer| writer.update(&update))
+            .await
     }
 
     async fn delete(

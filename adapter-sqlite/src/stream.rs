@@ -2,7 +2,7 @@
 
 use mcp_adapter_core::{
     Cancelled, InstanceId, Position, RpcId, SessionKey, StreamId,
-    storage::{Beat, Claim, Dead, Held, Hold, Holder, StreamEnd, Target},
+    storage::{Beat, Claim, Dead, Held, Hold, HoldStart, Holder, REMEMBERED, StreamEnd, Target},
 };
 use rusqlite::{OptionalExtension as _, params};
 
@@ -10,7 +10,7 @@ use crate::{
     clock::{Time, after},
     error::Done,
     log, record,
-    rows::{Session, Stream, end_code, instance},
+    rows::{Session, Stream, end_code, instance, readable},
     writer::Writer,
 };
 
@@ -27,7 +27,7 @@ impl Writer {
             return Ok(Held::NoSession);
         };
         let stream = if name.is_standalone() {
-            Some(self.make_shared(session.id, name)?)
+            Some(self.make_shared(&session, name)?)
         } else {
             Stream::live(&conn, &self.tail, session.id, name, self.now)?
         };
@@ -47,6 +47,16 @@ impl Writer {
                 }
                 _ => self.take(stream, me),
             },
+            Hold::Continue { number } if number == stream.number && number > 0 => {
+                let former = stream.holder;
+                self.hold_as(&mut stream, me, true)?;
+                Ok(held(&stream, stream.number, former, stream.began))
+            }
+            Hold::Continue { .. } => Ok(if stream.holder == Some(me) {
+                held(&stream, stream.number, None, stream.began)
+            } else {
+                Held::Past
+            }),
             Hold::Release { number, cursor } => {
                 let mine = Holder {
                     instance: me,
@@ -54,7 +64,7 @@ impl Writer {
                 };
                 if stream.held_by() == Some(mine) {
                     stream.holder = None;
-                    stream.released = Some(cursor);
+                    stream.released = Some(cursor.min(stream.head.top));
                     self.write_hold(&stream)?;
                 }
                 Ok(held(&stream, number, None, cursor))
@@ -65,29 +75,46 @@ impl Writer {
     fn take(&mut self, mut stream: Stream, me: InstanceId) -> Done<Held> {
         let former = stream.holder;
         // Who takes again may not have got the answer to the first time.
-        if former != Some(me) {
+        let again = former == Some(me);
+        if !again {
             stream.began = if stream.number == 0 {
                 Position::START
             } else {
                 stream.released.unwrap_or(stream.head.top)
             };
         }
+        self.hold_as(&mut stream, me, again)?;
+        Ok(held(&stream, stream.number, former, stream.began))
+    }
+
+    /// Makes `me` the holder under the next number, of the last hold or of a new one.
+    fn hold_as(&mut self, stream: &mut Stream, me: InstanceId, same: bool) -> Done<()> {
         stream.released = None;
         stream.number += 1;
         stream.holder = Some(me);
-        self.write_hold(&stream)?;
-        Ok(held(&stream, stream.number, former, stream.began))
+        if stream.owner.is_none() {
+            let mut holds = stream.holds.to_vec();
+            let (number, began) = (stream.number, stream.began);
+            match holds.last_mut() {
+                Some(last) if same => last.number = number,
+                _ => holds.push(HoldStart { number, began }),
+            }
+            let forgotten = holds.len().saturating_sub(REMEMBERED);
+            stream.holds = holds[forgotten..].into();
+        }
+        self.write_hold(stream)
     }
 
     fn write_hold(&mut self, stream: &Stream) -> Done<()> {
         let conn = self.conn()?;
-        let sql = "UPDATE mcp_stream SET holder = ?, number = ?, began = ?, released = ?
-            WHERE id = ?";
+        let sql = "UPDATE mcp_stream SET holder = ?, number = ?, began = ?, released = ?,
+            holds = ? WHERE id = ?";
         conn.prepare_cached(sql)?.execute(params![
             stream.holder.map(|holder| holder.0.to_be_bytes()),
             stream.number.cast_signed(),
             record::position(stream.began),
             stream.released.map(record::position),
+            record::holds(&stream.holds),
             stream.id
         ])?;
         self.change(stream.session)
@@ -182,12 +209,13 @@ impl Writer {
                 Cancelled::Ambiguous
             }));
         };
+        let name: StreamId = readable(name.parse().ok())?;
         conn.prepare_cached("UPDATE mcp_stream SET cancelled = 1 WHERE id = ?")?
             .execute([stream])?;
-        if let (Some(owner), Ok(name)) = (owner, name.parse()) {
-            self.wake(*owner, *key, Target::Stream(name));
+        if let Some(owner) = owner {
+            self.wake(*owner, *key, Target::Stream(name.clone()));
         }
-        Ok(Some(Cancelled::Marked))
+        Ok(Some(Cancelled::Marked(name)))
     }
 
     pub(crate) fn heartbeat(&mut self, me: Beat, ttl: std::time::Duration) -> Done<Vec<Beat>> {

@@ -56,6 +56,25 @@ pub(crate) fn is_due(conn: &Connection, now: Time, dead: &[Dead]) -> Done<bool> 
     Ok(false)
 }
 
+/// What one step may still do, and what it has done.
+struct Budget {
+    left: usize,
+    removed: usize,
+}
+
+impl Budget {
+    /// Something was looked at that is not removed yet.
+    fn spend(&mut self) {
+        self.left = self.left.saturating_sub(1);
+    }
+
+    /// Something was removed, or ended because its owner is dead.
+    fn remove(&mut self) {
+        self.spend();
+        self.removed += 1;
+    }
+}
+
 fn rows(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
@@ -68,21 +87,24 @@ impl Writer {
         finished_ttl: Duration,
     ) -> Done<Swept> {
         self.fold()?;
-        let mut left = budget;
-        let rearmed = self.sweep_sessions(&mut left)?;
-        self.sweep_streams(&mut left)?;
-        self.sweep_requests(&mut left)?;
+        let mut budget = Budget {
+            left: budget,
+            removed: 0,
+        };
+        let rearmed = self.sweep_sessions(&mut budget)?;
+        self.sweep_streams(&mut budget)?;
+        self.sweep_requests(&mut budget)?;
         self.sweep_notes()?;
         for dead in dead {
-            if left > 0 && self.is_dead(dead)? {
-                self.bury(dead, after(self.now, finished_ttl), &mut left)?;
+            if budget.left > 0 && self.is_dead(dead)? {
+                self.bury(dead, after(self.now, finished_ttl), &mut budget)?;
             }
         }
         self.doomed.remove(&*self.conn()?)?;
         let trash = self.sweep_trash()?;
         Ok(Swept {
-            removed: budget - left,
-            more: left == 0 || rearmed || trash,
+            removed: budget.removed,
+            more: budget.left == 0 || rearmed || trash,
         })
     }
 
@@ -95,11 +117,11 @@ impl Writer {
 
     /// Whether there may be more although none was removed: use does not move
     /// what is listed, who sweeps does.
-    fn sweep_sessions(&mut self, left: &mut usize) -> Done<bool> {
+    fn sweep_sessions(&mut self, budget: &mut Budget) -> Done<bool> {
         let conn = self.conn()?;
         let sql = "SELECT session FROM mcp_used WHERE due <= ? ORDER BY due LIMIT ?";
-        let due = self.ids(sql, *left)?;
-        let all = due.len() == *left && *left > 0;
+        let due = self.ids(sql, budget.left)?;
+        let all = due.len() == budget.left && budget.left > 0;
         for session in due {
             let Some(key) = self.key_of(session)? else {
                 conn.prepare_cached("DELETE FROM mcp_used WHERE session = ?")?
@@ -111,7 +133,7 @@ impl Writer {
             };
             if row.deadline() <= self.now {
                 self.remove_session(session)?;
-                *left -= 1;
+                budget.remove();
             } else {
                 conn.prepare_cached("UPDATE mcp_used SET due = ? WHERE session = ?")?
                     .execute(params![row.deadline(), session])?;
@@ -120,26 +142,32 @@ impl Writer {
         Ok(all)
     }
 
-    fn sweep_streams(&mut self, left: &mut usize) -> Done<()> {
+    fn sweep_streams(&mut self, budget: &mut Budget) -> Done<()> {
         let conn = self.conn()?;
         let sql = "SELECT id FROM mcp_stream WHERE expires <= ? ORDER BY expires LIMIT ?";
-        for id in self.ids(sql, *left)? {
+        for id in self.ids(sql, budget.left)? {
             if let Some(stream) = Stream::by_id(&conn, &self.tail, id)? {
                 self.remove_stream(&stream)?;
-                *left -= 1;
+                budget.remove();
             }
         }
         Ok(())
     }
 
-    fn sweep_requests(&mut self, left: &mut usize) -> Done<()> {
+    fn sweep_requests(&mut self, budget: &mut Budget) -> Done<()> {
         let conn = self.conn()?;
         let sql = "SELECT id FROM mcp_request WHERE due <= ? ORDER BY due LIMIT ?";
-        for id in self.ids(sql, *left)? {
+        for id in self.ids(sql, budget.left)? {
             self.time_out(id)?;
-            conn.prepare_cached("DELETE FROM mcp_request WHERE id = ? AND due <= ?")?
+            // What has timed out just now is remembered for its time.
+            let forgotten = conn
+                .prepare_cached("DELETE FROM mcp_request WHERE id = ? AND due <= ?")?
                 .execute(params![id, self.now])?;
-            *left -= 1;
+            if forgotten == 0 {
+                budget.spend();
+            } else {
+                budget.remove();
+            }
         }
         Ok(())
     }
@@ -148,8 +176,8 @@ impl Writer {
     fn sweep_notes(&mut self) -> Done<()> {
         let conn = self.conn()?;
         for sql in [
-            "DELETE FROM mcp_deleted WHERE key IN
-                (SELECT key FROM mcp_deleted WHERE until <= ?1 LIMIT 512)",
+            "DELETE FROM mcp_deleted WHERE id IN
+                (SELECT id FROM mcp_deleted WHERE until <= ?1 LIMIT 512)",
             "DELETE FROM mcp_beat WHERE until <= ?1",
         ] {
             conn.prepare_cached(sql)?.execute([self.now])?;
@@ -194,14 +222,14 @@ impl Writer {
         }
     }
 
-    fn bury(&mut self, dead: &Dead, expires: Time, left: &mut usize) -> Done<()> {
+    fn bury(&mut self, dead: &Dead, expires: Time, budget: &mut Budget) -> Done<()> {
         let conn = self.conn()?;
         let owner = dead.instance.0.to_be_bytes();
         let sql = "SELECT id, name FROM mcp_stream
             WHERE owner = ? AND ended IS NULL AND owner IS NOT NULL LIMIT ?";
         let streams: Vec<(i64, String)> = conn
             .prepare_cached(sql)?
-            .query_map(params![owner, rows(*left)], |row| {
+            .query_map(params![owner, rows(budget.left)], |row| {
                 Ok((row.get(0)?, row.get(1)?))
             })?
             .collect::<rusqlite::Result<_>>()?;
@@ -212,17 +240,17 @@ impl Writer {
             let key = self.key_of(stream.session)?;
             if let (Some(key), Ok(name)) = (key, name.parse::<StreamId>()) {
                 self.lose_owner(&key, &name, &stream, expires)?;
-                *left -= 1;
+                budget.remove();
             }
         }
         let sql = "SELECT id FROM mcp_request WHERE owner = ? AND outcome IS NULL LIMIT ?";
         let requests: Vec<i64> = conn
             .prepare_cached(sql)?
-            .query_map(params![owner, rows(*left)], |row| row.get(0))?
+            .query_map(params![owner, rows(budget.left)], |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?;
         for id in requests {
             self.end_request(id, OutcomeKind::OwnerLost, &[], None)?;
-            *left -= 1;
+            budget.remove();
         }
         Ok(())
     }
