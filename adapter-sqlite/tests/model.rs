@@ -33,7 +33,7 @@ struct World {
     ahead: u32,
     step: u64,
     tags: [u64; 3],
-    beats: [u64; 3],
+    beats: [Option<u64>; 3],
     tokens: u128,
     updates: Vec<UpdateSession>,
     holds: Vec<(SessionKey, StreamId, InstanceId, Hold)>,
@@ -145,6 +145,19 @@ impl World {
             Some(Read::Page { state, .. }) => Some(state),
             _ => None,
         }
+    }
+
+    async fn open_streams_of(&self, owner: InstanceId) -> Vec<(SessionKey, StreamId)> {
+        let mut open = Vec::new();
+        for session in (0..SESSIONS).map(|session| SessionKey([session; 32])) {
+            for stream in STREAMS.map(|name| name.parse::<StreamId>().unwrap()) {
+                let state = self.model_state(session, &stream).await;
+                if state.is_some_and(|state| state.end.is_none() && state.owner == Some(owner)) {
+                    open.push((session, stream));
+                }
+            }
+        }
+        open
     }
 
     async fn append(&mut self) -> Append {
@@ -537,7 +550,7 @@ impl World {
                         payload: self.data(),
                         dead: (self.random.u8(..4) == 0).then(|| Dead {
                             instance: owner,
-                            beat: Some(self.beats[index]),
+                            beat: self.beats[index],
                         }),
                         attempt: self.token(),
                     },
@@ -581,8 +594,8 @@ impl World {
         let handle = self.handle();
         let beat = match self.random.u8(..4) {
             0 => None,
-            1 => Some(self.beats[index] + 1),
-            _ => Some(self.beats[index]),
+            1 => Some(self.beats[index].unwrap_or(0) + 1),
+            _ => self.beats[index],
         };
         let dead = Dead { instance, beat };
         match self.random.u8(..7) {
@@ -607,11 +620,11 @@ impl World {
                 };
             }
             2 | 3 => {
-                self.beats[index] += self.random.u64(..2);
-                let beat = Beat {
-                    instance,
-                    count: self.beats[index],
-                };
+                // It begins with 0.
+                let former = self.beats[index];
+                let count = former.map_or(0, |former| former + self.random.u64(..2));
+                self.beats[index] = Some(count);
+                let beat = Beat { instance, count };
                 let sorted = |mut beats: Vec<Beat>| {
                     beats.sort_by_key(|beat| beat.instance);
                     beats
@@ -634,7 +647,23 @@ impl World {
                 }
             }
             5 => {
-                // Which is ended first is nobody's business: until none is left.
+                // Which is ended first is nobody's business: until none is left. Of
+                // streams it is one, for the order in which they expire is looked at.
+                while let [_, (session, stream), ..] = &self.open_streams_of(instance).await[..] {
+                    self.step += 1;
+                    let claim = [Claim {
+                        session: *session,
+                        stream: stream.clone(),
+                        dead: Dead {
+                            instance,
+                            beat: self.beats[index],
+                        },
+                        finished_ttl: LONG + Duration::from_millis(self.step),
+                    }];
+                    assert_eq!(handle.claim(&claim).await.unwrap(), 1);
+                    assert_eq!(self.model.claim(&claim).await.unwrap(), 1);
+                }
+                self.step += 1;
                 let finished = LONG + Duration::from_millis(self.step);
                 for _ in 0..100 {
                     let found = handle.sweep(100, &[dead], finished).await.unwrap();
@@ -751,7 +780,7 @@ async fn one(seed: u64, steps: u64) -> BTreeSet<&'static str> {
         ahead,
         step: 0,
         tags: [0; 3],
-        beats: [0; 3],
+        beats: [None; 3],
         tokens: 0,
         updates: Vec::new(),
         holds: Vec::new(),
