@@ -32,6 +32,8 @@ struct World {
     /// How far epochs of shared streams in the file are above those of the model.
     ahead: u32,
     step: u64,
+    /// Streams that were ended, or tried to be.
+    ends: u64,
     tags: [u64; 3],
     beats: [Option<u64>; 3],
     tokens: u128,
@@ -98,6 +100,13 @@ impl World {
             self.random.usize(..self.handles.len())
         };
         self.handles[index].clone()
+    }
+
+    /// How long an ended stream is kept: no two expire at once, and those that end
+    /// first expire first.
+    fn kept(&mut self) -> Duration {
+        self.ends += 1;
+        LONG + Duration::from_millis(self.ends)
     }
 
     fn token(&mut self) -> WaiterToken {
@@ -184,7 +193,7 @@ impl World {
                 },
             },
             event: Some(event),
-            finish: (self.random.u8(..12) == 0).then(|| LONG + Duration::from_millis(self.step)),
+            finish: (self.random.u8(..12) == 0).then(|| self.kept()),
             end: StreamEnd::Finished,
             keep_events: 6,
             keep_bytes: 120,
@@ -204,8 +213,7 @@ impl World {
                 tag: self.tags[index],
             };
             // It goes when the session is to shrink, and is made again.
-            append.finish =
-                (self.random.u8(..40) == 0).then(|| LONG + Duration::from_millis(self.step));
+            append.finish = (self.random.u8(..40) == 0).then(|| self.kept());
             self.shared.push(append.clone());
         } else {
             if let Place::Owned { position, .. } = append.place
@@ -216,7 +224,7 @@ impl World {
             }
             if self.random.u8(..20) == 0 {
                 append.event = None;
-                append.finish = Some(LONG + Duration::from_millis(self.step));
+                append.finish = Some(self.kept());
                 let lost = self.random.u64(..3);
                 append.place = Place::Owned {
                     owner: owner.unwrap_or(instance),
@@ -638,7 +646,7 @@ impl World {
                     session,
                     stream,
                     dead,
-                    finished_ttl: LONG + Duration::from_millis(self.step),
+                    finished_ttl: self.kept(),
                 }];
                 let found = handle.claim(&claim).await.unwrap();
                 assert_eq!(found, self.model.claim(&claim).await.unwrap(), "{claim:?}");
@@ -650,7 +658,6 @@ impl World {
                 // Which is ended first is nobody's business: until none is left. Of
                 // streams it is one, for the order in which they expire is looked at.
                 while let [_, (session, stream), ..] = &self.open_streams_of(instance).await[..] {
-                    self.step += 1;
                     let claim = [Claim {
                         session: *session,
                         stream: stream.clone(),
@@ -658,13 +665,12 @@ impl World {
                             instance,
                             beat: self.beats[index],
                         },
-                        finished_ttl: LONG + Duration::from_millis(self.step),
+                        finished_ttl: self.kept(),
                     }];
                     assert_eq!(handle.claim(&claim).await.unwrap(), 1);
                     assert_eq!(self.model.claim(&claim).await.unwrap(), 1);
                 }
-                self.step += 1;
-                let finished = LONG + Duration::from_millis(self.step);
+                let finished = self.kept();
                 for _ in 0..100 {
                     let found = handle.sweep(100, &[dead], finished).await.unwrap();
                     let expected = self.model.sweep(100, &[dead], finished).await.unwrap();
@@ -779,6 +785,7 @@ async fn one(seed: u64, steps: u64) -> BTreeSet<&'static str> {
         handles,
         ahead,
         step: 0,
+        ends: 0,
         tags: [0; 3],
         beats: [None; 3],
         tokens: 0,
