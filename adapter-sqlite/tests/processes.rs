@@ -210,6 +210,7 @@ async fn reader(options: SqliteOptions, session: &str) {
             TailEvent::Event { id, data, .. } => {
                 say(format!("event {} {id}", String::from_utf8_lossy(&data)));
             }
+            TailEvent::Begins { .. } => {}
             TailEvent::End(why) => return say(format!("end {why:?}")),
             other => say(format!("other {other:?}")),
         }

@@ -13,8 +13,8 @@ use mcp_adapter_core::{
     InstanceId, OutcomeKind, Position, PrincipalKey, RpcId, SessionKey, StreamId, WaiterToken,
     storage::{
         Append, Beat, Cursor, Dead, Door, Entered, Held, Hold, HoldStart, Knock, NewSession,
-        OpenStream, Put, PutRequest, REMEMBERED, Read, Settle, Settled, Storage, StoredEvent,
-        StreamState, Swept, UpdateSession, Updated,
+        OpenStream, Put, PutRequest, REMEMBERED, Read, RequestKey, RequestState, Settle, Settled,
+        Storage, StoredEvent, StreamState, Swept, UpdateSession, Updated,
     },
 };
 use mcp_adapter_sqlite::{SqliteOptions, SqliteStorage};
@@ -327,45 +327,50 @@ async fn a_heartbeat_of_0_is_one_like_any_other() {
 async fn a_request_remembers_the_waiters_and_the_answers_of_those_before_it() {
     let Two { a, b, .. } = &Two::new();
     let key = session(a).await;
+    let put_one = async |store: &SqliteStorage, put: &PutRequest| {
+        only(store.put_requests(std::slice::from_ref(put)).await)
+    };
+    let answer_one = async |store: &SqliteStorage, settle: &Settle| {
+        only(store.settle(std::slice::from_ref(settle)).await)
+    };
     let (mut puts, mut answers) = (Vec::new(), Vec::new());
     // Each is answered, and replaced by the next one.
     for _ in 0..REMEMBERED {
         let one = put(key, 1);
-        assert_eq!(a.put_requests(&[one.clone()]).await.unwrap(), [Put::Done]);
+        assert_eq!(put_one(a, &one).await, Put::Done);
         let answer = settle(key, 1);
-        assert_eq!(b.settle(&[answer.clone()]).await.unwrap(), [Settled::Won]);
+        assert_eq!(answer_one(b, &answer).await, Settled::Won);
         puts.push(one);
         answers.push(answer);
     }
     // The last ones wait, and replace each other.
     let waits = [put(key, 1), put(key, 1)];
-    assert_eq!(a.put_requests(&waits[..1]).await.unwrap(), [Put::Done]);
-    let replaced = Put::Replaced(A);
-    assert_eq!(b.put_requests(&waits[1..]).await.unwrap(), [replaced]);
+    assert_eq!(put_one(a, &waits[0]).await, Put::Done);
+    assert_eq!(put_one(b, &waits[1]).await, Put::Replaced(A));
     // A late repeat of any of them changes nothing.
-    let state = RpcId::Number(1);
-    let state = mcp_adapter_core::storage::RequestKey {
+    let asked = [RequestKey {
         session: key,
-        id: state,
+        id: RpcId::Number(1),
         token: Some(waits[1].token),
-    };
-    let pending = mcp_adapter_core::storage::RequestState::Pending { owner: A };
+    }];
     for late in puts.iter().skip(1).chain(&waits) {
-        assert_eq!(a.put_requests(&[late.clone()]).await.unwrap(), [Put::Done]);
-        assert_eq!(
-            b.requests(&[state.clone()]).await.unwrap(),
-            [pending.clone()]
-        );
+        assert_eq!(put_one(a, late).await, Put::Done);
+        let pending = RequestState::Pending { owner: A };
+        assert_eq!(b.requests(&asked).await.unwrap(), [pending]);
     }
     for late in &answers {
-        assert_eq!(a.settle(&[late.clone()]).await.unwrap(), [Settled::Won]);
-        assert_eq!(
-            b.requests(&[state.clone()]).await.unwrap(),
-            [pending.clone()]
-        );
+        assert_eq!(answer_one(a, late).await, Settled::Won);
+        let pending = RequestState::Pending { owner: A };
+        assert_eq!(b.requests(&asked).await.unwrap(), [pending]);
     }
     // Only so many are remembered.
-    assert_eq!(a.put_requests(&puts[..1]).await.unwrap(), [replaced]);
+    assert_eq!(put_one(a, &puts[0]).await, Put::Replaced(A));
+}
+
+fn only<T>(answers: mcp_adapter_core::Result<Vec<T>>) -> T {
+    let mut answers = answers.unwrap();
+    assert_eq!(answers.len(), 1);
+    answers.remove(0)
 }
 
 #[tokio::test]
