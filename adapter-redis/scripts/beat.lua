@@ -9,7 +9,7 @@ for _, instance in ipairs(call('ZRANGE', times, '-inf', NOW, 'BYSCORE')) do
   call('ZREM', times, instance)
 end
 -- A counter never falls: a late repeat must not take life away.
-local stored = tonumber(call('HGET', KEYS[1], ARGV[2]) or 0)
+local stored = tonumber(call('HGET', KEYS[1], ARGV[2]) or -1)
 if tonumber(ARGV[3]) > stored then call('HSET', KEYS[1], ARGV[2], ARGV[3]) end
 call('ZADD', times, NOW + ttl, ARGV[2])
 for _, key in ipairs({ KEYS[1], times }) do

@@ -14,7 +14,7 @@
 --   root:w   hash    shared writers    :h  heartbeats, a string each (Cluster)
 --   root:e:N stream  events            :v  string, raised with every new holder
 --   root:x:N string  the only event, and terminal
---   root:g   string  tombstone
+--   root:g   zset    creators of deleted sessions -> until when, ms
 --
 -- In Cluster KEYS[2] is a key that never is there: while the slot moves, the
 -- servers refuse the script as a whole, and it never sees half of a session.
@@ -379,23 +379,35 @@ local function is_evicted(name, m)
   return not m.one and m.ev > 0 and call('EXISTS', ROOT .. ':e:' .. name) == 0
 end
 
--- The standalone stream. One that was there before, or in another history, may
--- have been read: what was lost of it must show.
-local function make_shared(session, name, generation)
-  local m = { n = 0, be = 0, bs = 0, te = session.epoch, ts = 0, fe = 0, fs = 0, ev = 0, by = 0, w = 1 }
-  if session.epoch > 0 or session.born ~= generation then m.lost = 1 end
-  -- First what a full server refuses.
-  save(name, m)
-  call('UNLINK', ROOT .. ':e:' .. name)
-  count(session, 1, 0, 0, 0)
-  return m
-end
-
 local function remove(session, name, m)
   call('HDEL', ROOT .. ':z', name)
   call('ZREM', ROOT .. ':f', name)
   call('UNLINK', ROOT .. ':e:' .. name, ROOT .. ':x:' .. name)
   count(session, -1, -m.ev, -m.by, 0)
+end
+
+-- What is left of a stream of this name that has expired.
+local function drop_expired(session, name)
+  local raw = call('HGET', ROOT .. ':z', name)
+  if raw then remove(session, name, cmsgpack.unpack(raw)) end
+end
+
+-- The standalone stream. One that was there before, or in another history, may
+-- have been read: what was lost of it must show. How far another one got is not
+-- known.
+local function make_shared(session, name, generation)
+  local m = { n = 0, be = 0, bs = 0, te = session.epoch, ts = 0, fe = 0, fs = 0, ev = 0, by = 0, w = 1 }
+  if session.born ~= generation then
+    m.lost = 2
+  elseif session.epoch > 0 then
+    m.lost = 1
+  end
+  -- First what a full server refuses.
+  save(name, m)
+  drop_expired(session, name)
+  call('UNLINK', ROOT .. ':e:' .. name)
+  count(session, 1, 0, 0, 0)
+  return m
 end
 
 -- Ends a stream: nothing is ever added to its events, not even by a command
@@ -424,20 +436,22 @@ local function lose_owner(session, name, m, ttl, payload)
   if m.h then knock(m.h, payload(name)) end
 end
 
--- Removes finished streams and ends or forgets requests that are due, up to
--- `budget`; returns how many went.
+-- Removes finished streams and ends or forgets requests that are due, `budget`
+-- together at most; returns how many streams and requests are gone, and how many
+-- things were looked at.
 local function purge(session, budget)
-  local gone = 0
+  local gone, seen = 0, 0
   for _, name in ipairs(call('ZRANGE', ROOT .. ':f', '-inf', NOW, 'BYSCORE', 'LIMIT', 0, budget)) do
     local raw = call('HGET', ROOT .. ':z', name)
     if raw then
       remove(session, name, cmsgpack.unpack(raw))
+      gone = gone + 1
     else
       call('ZREM', ROOT .. ':f', name)
     end
-    gone = gone + 1
+    seen = seen + 1
   end
-  for _, rid in ipairs(call('ZRANGE', ROOT .. ':d', '-inf', NOW, 'BYSCORE', 'LIMIT', 0, budget - gone)) do
+  for _, rid in ipairs(call('ZRANGE', ROOT .. ':d', '-inf', NOW, 'BYSCORE', 'LIMIT', 0, budget - seen)) do
     local raw = call('HGET', ROOT .. ':q', rid)
     local r = raw and cmsgpack.unpack(raw)
     if r and not r.k then
@@ -446,15 +460,16 @@ local function purge(session, budget)
       count(session, 0, 0, 0, -1)
       call('HSET', ROOT .. ':q', rid, cmsgpack.pack(r))
       call('ZADD', ROOT .. ':d', r.due, rid)
-      gone = gone + 1
     end
     if not r or r.due <= NOW then
       call('HDEL', ROOT .. ':q', rid)
       call('ZREM', ROOT .. ':d', rid)
+      if r then gone = gone + 1 end
     end
+    seen = seen + 1
   end
-  if gone > 0 then calm() end
-  return gone
+  if seen > 0 then calm() end
+  return gone, seen
 end
 
 -- What is due in the session goes, up to `budget`. One call where nothing is.
@@ -477,6 +492,19 @@ local function unlist()
   call('ZREM', T .. ':i', SID)
   call('ZREM', T .. ':u', SID)
   call('ZREM', T .. ':l', SID)
+end
+
+-- Names of 16 bytes each, the last eight of them: of waiters that were replaced,
+-- and of tries that won.
+local function remember(names, name)
+  return string.sub((names or '') .. name, -128)
+end
+
+local function remembers(names, name)
+  for at = 1, names and #names or 0, 16 do
+    if string.sub(names, at, at + 15) == name then return true end
+  end
+  return false
 end
 
 -- The state of a stream: top, oldest, end, owner, holder, number, cancelled.

@@ -7,7 +7,9 @@ local header = call('GETRANGE', ROOT, 0, 84)
 if #header > 0 then
   return string.sub(header, 34, 49) == ARGV[3] and 1 or 0
 end
-if call('GET', ROOT .. ':g') == ARGV[3] then return 0 end
+-- A deleted session does not come back by a command that comes late.
+local dead = call('ZSCORE', ROOT .. ':g', ARGV[3])
+if dead and tonumber(dead) > NOW then return 0 end
 -- What an expired or evicted root may have left.
 local names = call('HKEYS', ROOT .. ':o')
 for _, name in ipairs(call('HKEYS', ROOT .. ':z')) do names[#names + 1] = name end

@@ -24,7 +24,12 @@ for i = 1, #requests, 2 do
 end
 call('UNLINK', ROOT)
 unlink_all(names)
-call('SET', ROOT .. ':g', session.creator, 'PX', ARGV[3])
+-- The last 64 that had the key, for as long as a command can be held up.
+local ttl = tonumber(ARGV[3])
+call('ZREMRANGEBYSCORE', ROOT .. ':g', '-inf', NOW)
+call('ZADD', ROOT .. ':g', NOW + ttl, session.creator)
+call('ZREMRANGEBYRANK', ROOT .. ':g', 0, -65)
+call('PEXPIRE', ROOT .. ':g', ttl)
 uncount()
 unlist()
 local list = {}

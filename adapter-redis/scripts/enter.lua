@@ -22,10 +22,7 @@ elseif name ~= '' and not m then
   -- First what a full server refuses.
   save(name, m)
   purge_due(session, 16)
-  if expired then
-    call('HDEL', ROOT .. ':z', name)
-    call('ZREM', ROOT .. ':f', name)
-  end
+  if expired then drop_expired(session, name) end
   call('UNLINK', ROOT .. ':e:' .. name, ROOT .. ':x:' .. name)
   count(session, 1, 0, 0, 0)
   busy(session)

@@ -10,11 +10,15 @@ purge_due(session, 1024)
 local key, rid = ROOT .. ':q', ARGV[2]
 local raw = call('HGET', key, rid)
 local former = raw and cmsgpack.unpack(raw)
-if former and (former.t == ARGV[3] or former.ft == ARGV[3]) then return 0 end
+if former and (former.t == ARGV[3] or remembers(former.f, ARGV[3])) then return 0 end
 local waits = former and not former.k
 if pending() - (waits and 1 or 0) >= tonumber(ARGV[7]) then return 1 end
 local r = { t = ARGV[3], o = ARGV[4], due = NOW + tonumber(ARGV[5]), ttl = tonumber(ARGV[6]) }
-if former then r.ft, r.fa = former.t, former.a end
+-- What comes late of the requests before it changes nothing of this one.
+if former then
+  r.f = remember(former.f, former.t)
+  r.w = former.a and remember(former.w, former.a) or former.w
+end
 call('HSET', key, rid, cmsgpack.pack(r))
 call('ZADD', ROOT .. ':d', r.due, rid)
 if not waits then

@@ -15,22 +15,22 @@ if not kind and r.due <= NOW then
   kind, last = 't', r.due + r.ttl
 end
 if kind and last <= NOW then return 'unknown' end
-if r.fa == ARGV[8] then return 'won' end
-if ARGV[3] ~= '' and ARGV[3] ~= r.t then return 'p' end
 local message = ARGV[9]
 if string.byte(message) == 79 then message = message .. r.t end
-if kind then
-  if r.a == ARGV[8] then
-    knock(r.o, message)
-    return 'won'
-  end
-  return kind
+if r.a == ARGV[8] then
+  knock(r.o, message)
+  return 'won'
 end
+if remembers(r.w, ARGV[8]) then return 'won' end
+if ARGV[3] ~= '' and ARGV[3] ~= r.t then return 'p' end
+if kind then return kind end
 if ARGV[6] ~= '' and not (r.o == ARGV[6] and is_dead(ARGV[6], ARGV[7])) then return 'alive' end
 -- First what a full server allows, so that an answer is taken all the same: no
 -- request has an empty name.
 call('HDEL', key, '')
 r.k, r.p, r.a, r.due = ARGV[4], ARGV[5], ARGV[8], NOW + r.ttl
+-- Its own is one of the eight.
+if r.w then r.w = string.sub(r.w, -112) end
 call('HSET', key, rid, cmsgpack.pack(r))
 call('ZADD', ROOT .. ':d', r.due, rid)
 bind(ROOT .. ':d')

@@ -5,16 +5,14 @@
 //! not at all, so that no failure in the middle of a batch leaves a hole behind
 //! an event that was acknowledged.
 
-use std::{
-    collections::HashMap,
-    hash::BuildHasherDefault,
-    time::{Duration, SystemTime},
-};
+mod script;
+
+use std::{collections::HashMap, hash::BuildHasherDefault, time::Duration};
 
 use bytes::Bytes;
 use mcp_adapter_core::{
     InstanceId, Position, Result, SessionKey, StreamId,
-    storage::{Append, Appended, Cursor, Place, Read, StreamEnd, Usage},
+    storage::{Append, Appended, Cursor, Place, Read, Usage},
 };
 use redis::{Cmd, RedisWrite as _, Value};
 use tokio::time::Instant;
@@ -22,11 +20,10 @@ use tokio::time::Instant;
 use crate::{
     cache::{BySession, Native},
     error::{self, Refusal, refusal},
-    keys::{Partition, instance_of, place, position_of},
-    script::Script,
+    keys::{Partition, place},
     server::{Call, Lane},
     storage::RedisStorage,
-    value::{integer, text},
+    value::text,
     wire::{self, Entry},
 };
 
@@ -107,22 +104,6 @@ fn wake_of(group: &Group<'_>) -> Bytes {
     payload.into()
 }
 
-fn end_code(end: StreamEnd) -> &'static str {
-    match end {
-        StreamEnd::Finished => "f",
-        StreamEnd::OwnerLost => "l",
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "no deadline: it tells which of two streams has the older events"
-)]
-fn now_millis() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
-}
-
 /// Adds one entry to a stream that is there; `native` is what is known of the
 /// stream afterwards.
 fn native_call(
@@ -131,7 +112,7 @@ fn native_call(
     session: &SessionKey,
     native: &mut Native,
     bytes: u64,
-    millis: u64,
+    now: Instant,
 ) -> Call {
     let mut payloads = Vec::with_capacity(appends.len());
     let (mut first, mut last) = (None, Position::START);
@@ -151,7 +132,7 @@ fn native_call(
         first: first.unwrap_or(last.seq),
         events: native.events,
         bytes: native.bytes,
-        at: millis,
+        at: native.clock.at(now),
         floor,
         prev: None,
         payloads: &payloads,
@@ -200,15 +181,14 @@ impl RedisStorage {
         groups: &mut [Group<'_>],
         now: Instant,
     ) -> Result<Vec<Appended>> {
-        let millis = now_millis();
         let mut calls: Vec<Call> = groups
             .iter_mut()
             .map(|group| match &mut group.native {
                 Some(native) => {
                     let (session, bytes) = (group.session, group.bytes);
-                    native_call(batch, &group.appends, session, native, bytes, millis)
+                    native_call(batch, &group.appends, session, native, bytes, now)
                 }
-                None => self.script_call(batch, group, millis),
+                None => self.script_call(batch, group),
             })
             .collect();
         self.knock_calls(batch, groups, &mut calls);
@@ -254,7 +234,7 @@ impl RedisStorage {
         if !again.is_empty() {
             let calls: Vec<_> = again
                 .iter()
-                .map(|number| self.script_call(batch, &groups[*number], millis))
+                .map(|number| self.script_call(batch, &groups[*number]))
                 .collect();
             let now = Instant::now();
             let answers = self.run_appends(calls).await?;
@@ -270,52 +250,6 @@ impl RedisStorage {
             .router
             .run_known(&self.attached, Lane::Data, OPERATION, calls);
         sent.await
-    }
-
-    fn script_call(&self, batch: &[Append], group: &Group<'_>, millis: u64) -> Call {
-        let mut call = self.session_script(Script::Append, group.session);
-        let (kind, writer) = match group.appends.first().map(|number| batch[*number].place) {
-            Some(Place::Owned { owner, .. }) => ("o", owner),
-            Some(Place::Shared { writer, .. }) => ("w", writer),
-            None => ("o", InstanceId(0)),
-        };
-        call.command
-            .arg(group.stream.as_str())
-            .arg(kind)
-            .arg(writer.to_string())
-            .arg(millis)
-            .arg(&wake_of(group)[..])
-            .arg(group.appends.len());
-        for number in &group.appends {
-            let append = &batch[*number];
-            let at = match append.place {
-                Place::Owned { position, .. } => place(position),
-                Place::Shared { tag, .. } => tag.to_string(),
-            };
-            let prev = append.event.as_ref().and_then(|event| event.prev);
-            let command = call
-                .command
-                .arg(at)
-                .arg(prev.map_or_else(String::new, place));
-            match &append.event {
-                Some(event) => command.arg(1).arg(&event.data[..]),
-                None => command.arg(0).arg(""),
-            };
-            let finish = append.finish.map(millis_of);
-            command
-                .arg(finish.map_or_else(String::new, |ttl| ttl.to_string()))
-                .arg(end_code(append.end))
-                .arg(append.keep_events)
-                .arg(append.keep_bytes)
-                .arg(append.trim.map_or_else(String::new, place))
-                .arg(
-                    append
-                        .wake
-                        .map_or_else(String::new, |wake| wake.to_string()),
-                );
-        }
-        call.generation = true;
-        call
     }
 
     /// One message for each instance that is woken natively, whatever the number
@@ -418,66 +352,6 @@ impl RedisStorage {
         }
         Ok(())
     }
-
-    /// What the script has answered to the appends of a stream.
-    fn scripted(
-        &self,
-        batch: &[Append],
-        group: &Group<'_>,
-        answer: &Value,
-        sent: Instant,
-        results: &mut [Appended],
-    ) -> Result<()> {
-        let all = match answer {
-            Value::ServerError(refused) => return Err(error::server(OPERATION, refused)),
-            Value::Int(-1) => Some(Appended::NoSession),
-            Value::Int(-2) => Some(Appended::NoStream),
-            _ => None,
-        };
-        if let Some(all) = all {
-            for number in &group.appends {
-                results[*number] = all;
-            }
-            self.cache.told(group.session, group.stream, None, sent);
-            return Ok(());
-        }
-        let parsed = Scripted::parse(answer, group.appends.len());
-        let scripted = parsed.ok_or_else(|| error::odd(OPERATION))?;
-        let mut finished = false;
-        let mut owned = None;
-        for (number, one) in group.appends.iter().zip(&scripted.each) {
-            let append = &batch[*number];
-            results[*number] = match one {
-                Ok(position) => {
-                    finished |= append.finish.is_some();
-                    if let Place::Owned { owner, position } = append.place {
-                        owned = Some((owner, position.epoch));
-                    }
-                    Appended::Stored {
-                        position: *position,
-                        holder: scripted.holder,
-                        usage: scripted.usage,
-                    }
-                }
-                Err(refused) => *refused,
-            };
-        }
-        let native = owned
-            .filter(|_| scripted.there && !finished)
-            .map(|(owner, epoch)| Native {
-                owner,
-                epoch,
-                events: scripted.events,
-                bytes: scripted.bytes,
-                holder: scripted.holder,
-                holds: scripted.holds,
-                key: self.router.names.events(group.session, group.stream).into(),
-                knock: wake_of(group),
-            });
-        let fresh = sent + scripted.fresh;
-        self.cache.told(group.session, group.stream, native, fresh);
-        Ok(())
-    }
 }
 
 pub(crate) fn millis_of(duration: Duration) -> u64 {
@@ -485,51 +359,4 @@ pub(crate) fn millis_of(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis())
         .unwrap_or(u64::MAX)
         .clamp(1, 1 << 48)
-}
-
-/// The answer of `append.lua`.
-struct Scripted {
-    holder: Option<InstanceId>,
-    usage: Usage,
-    fresh: Duration,
-    events: u64,
-    bytes: u64,
-    there: bool,
-    holds: u64,
-    each: Vec<Result<Position, Appended>>,
-}
-
-impl Scripted {
-    fn parse(answer: &Value, appends: usize) -> Option<Self> {
-        let fields = answer.as_sequence()?;
-        let number = |at: usize| {
-            fields
-                .get(at)
-                .and_then(integer)
-                .map(|n| u64::try_from(n).unwrap_or(0))
-        };
-        let mut each = Vec::with_capacity(appends);
-        for append in 0..appends {
-            let at = text(fields.get(9 + 2 * append)?)?;
-            each.push(match number(8 + 2 * append)? {
-                0 => Ok(position_of(at)?),
-                1 => Err(Appended::Fenced),
-                2 => Err(Appended::Finished),
-                _ => return None,
-            });
-        }
-        Some(Self {
-            holder: instance_of(text(fields.first()?)?),
-            usage: Usage {
-                session_bytes: number(1)?,
-                principal_bytes: number(2)?,
-            },
-            fresh: Duration::from_millis(number(3)?),
-            events: number(4)?,
-            bytes: number(5)?,
-            there: number(6)? == 1,
-            holds: text(fields.get(7)?)?.parse().ok()?,
-            each,
-        })
-    }
 }

@@ -17,6 +17,27 @@ const SHARDS: usize = 16;
 /// What nobody has used for so long is forgotten; the next event asks a script.
 const KEPT: Duration = Duration::from_secs(60);
 
+/// The server's clock, as one of its answers told it: the same for all writers, which
+/// those of their machines are not.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ServerClock {
+    millis: u64,
+    read: Instant,
+}
+
+impl ServerClock {
+    pub(crate) fn new(millis: u64, read: Instant) -> Self {
+        Self { millis, read }
+    }
+
+    /// Milliseconds of the server at this moment, within a round trip.
+    pub(crate) fn at(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.read).as_millis();
+        let since = u64::try_from(since).unwrap_or(u64::MAX);
+        self.millis.saturating_add(since)
+    }
+}
+
 /// An open stream to which events can be added natively.
 #[derive(Debug, Clone)]
 pub(crate) struct Native {
@@ -31,6 +52,8 @@ pub(crate) struct Native {
     /// The key of its events, and the knock that wakes its holder.
     pub(crate) key: Arc<str>,
     pub(crate) knock: Bytes,
+    /// Tells which of two streams has the older events.
+    pub(crate) clock: ServerClock,
 }
 
 /// Keys are hashes already.
@@ -211,6 +234,7 @@ mod tests {
             holds: 0,
             key: "key".into(),
             knock: Bytes::new(),
+            clock: ServerClock::new(0, Instant::now()),
         }
     }
 

@@ -127,16 +127,10 @@ fn trial(router: &Router) -> Vec<Call> {
         .arg(0);
     let append = |position: &str, finish: &str| {
         let mut append = of(Script::Append);
+        append.command.arg("s").arg("W").arg(1);
         append
             .command
-            .arg("s")
-            .arg("o")
-            .arg(&me)
-            .arg(0)
-            .arg("W")
-            .arg(1);
-        append
-            .command
+            .arg(format!("o{me}"))
             .arg(position)
             .arg("")
             .arg(1)

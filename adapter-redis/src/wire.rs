@@ -26,8 +26,8 @@ pub(crate) struct Entry<'a> {
     /// Events and bytes of the stream since it began, this entry included.
     pub(crate) events: u64,
     pub(crate) bytes: u64,
-    /// Milliseconds of the writer's clock: only tells which of two streams has
-    /// the older events.
+    /// Milliseconds of the server's clock: only tells which of two streams has the
+    /// older events.
     pub(crate) at: u64,
     /// What is at or before it is evicted.
     pub(crate) floor: Position,
