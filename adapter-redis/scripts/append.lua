@@ -149,17 +149,13 @@ end
 -- An event of the standalone stream, at its next place.
 local function push_shared(tag, data, events_, bytes_)
   local event = { data = data, prev = '', tag = tag, writer = writer, e = te, s = ts + 1 }
-  if te == 0 or m.lost or m.g ~= generation then
-    -- An epoch that no other history can have used.
-    local former = te
-    local byte = string.byte(generation, 8)
-    event.e = math.max(te + 1, math.floor((NOW - 1735689600000) / 250) + byte % 4)
-    event.s = 1
-    -- Another history may have got as far as that.
-    if m.lost == 2 then former = event.e - 1 end
-    if former > 0 then event.prev = string.format('%.0f-m', former) end
-    m.g, m.lost = generation, nil
+  if te == 0 or m.g ~= generation then
+    m.pe = te
+    event.e, event.s = next_epoch(te, generation), 1
+    m.g = generation
   end
+  if m.pe and m.pe > 0 then event.prev = string.format('%.0f-m', m.pe) end
+  m.pe = nil
   push(event, events_, bytes_)
   known[writer], tags[writer] = tag, tag
 end

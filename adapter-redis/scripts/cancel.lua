@@ -1,7 +1,7 @@
 -- Marks the one open stream of a request as cancelled and wakes its owner.
 -- KEYS[1] root
 -- ARGV[2] request  [3] the knock without the name of the stream
--- Returns -1: no session, 0: not running, 1: marked, 2: more than one.
+-- Returns -1: no session, 0: not running, 2: more than one, or the stream.
 if not load() then return -1 end
 local found, name
 local all = call('HGETALL', ROOT .. ':o')
@@ -18,4 +18,4 @@ if not found.c then
   save(name, found)
 end
 knock(found.o, ARGV[3] .. name)
-return 1
+return name

@@ -97,7 +97,8 @@ local function load(all)
   return {
     principal = string.sub(h, 2, 33), creator = string.sub(h, 34, 49),
     idle = idle, hard = hard, rev = rev, epoch = epoch, born = born,
-    record = all and string.sub(h, 86),
+    -- After the names of the last updates.
+    record = all and string.sub(h, 87 + 16 * string.byte(h, 86)),
   }
 end
 
@@ -392,15 +393,21 @@ local function drop_expired(session, name)
   if raw then remove(session, name, cmsgpack.unpack(raw)) end
 end
 
+-- An epoch above this one that no other history can have used: two restores of one
+-- copy would otherwise issue ids again.
+local function next_epoch(epoch, generation)
+  local byte = string.byte(generation, 8)
+  return math.max(epoch + 1, math.floor((NOW - 1735689600000) / 250) + byte % 4)
+end
+
 -- The standalone stream. One that was there before, or in another history, may
--- have been read: what was lost of it must show. How far another one got is not
--- known.
+-- have been read: the new one begins in an epoch of its own, and its first event
+-- follows all of the former one. How far another history has got is not known.
 local function make_shared(session, name, generation)
-  local m = { n = 0, be = 0, bs = 0, te = session.epoch, ts = 0, fe = 0, fs = 0, ev = 0, by = 0, w = 1 }
-  if session.born ~= generation then
-    m.lost = 2
-  elseif session.epoch > 0 then
-    m.lost = 1
+  local m = { n = 0, be = 0, bs = 0, te = 0, ts = 0, fe = 0, fs = 0, ev = 0, by = 0, w = 1 }
+  if session.epoch > 0 or session.born ~= generation then
+    m.te, m.g = next_epoch(session.epoch, generation), generation
+    m.pe = session.born == generation and session.epoch or m.te - 1
   end
   -- First what a full server refuses.
   save(name, m)
@@ -494,23 +501,28 @@ local function unlist()
   call('ZREM', T .. ':l', SID)
 end
 
--- Names of 16 bytes each, the last eight of them: of waiters that were replaced,
--- and of tries that won.
+-- Names of 16 bytes each, the last eight of them: of updates that won, of waiters
+-- that were replaced, and of tries that ended a request.
 local function remember(names, name)
   return string.sub((names or '') .. name, -128)
 end
 
-local function remembers(names, name)
+-- How many names were remembered after this one; nil where it is none of them.
+local function age_of(names, name)
   for at = 1, names and #names or 0, 16 do
-    if string.sub(names, at, at + 15) == name then return true end
+    if string.sub(names, at, at + 15) == name then return (#names - at - 15) / 16 end
   end
-  return false
 end
 
--- The state of a stream: top, oldest, end, owner, holder, number, cancelled.
+-- The state of a stream: top, oldest, end, owner, holder, number, cancelled, floor,
+-- and the holds of the standalone one, each as its number and where it began.
 local function state(m, at)
+  local holds = {}
+  for k, hold in ipairs(m.hs or {}) do
+    holds[k] = string.format('%.0f %s', hold[1], id(hold[2], hold[3]))
+  end
   return {
     id(at.te, at.ts), at.oe and id(at.oe, at.os) or '', m.e or '', m.o or '', m.h or '',
-    string.format('%.0f', m.n), m.c and 1 or 0, id(at.fe, at.fs),
+    string.format('%.0f', m.n), m.c and 1 or 0, id(at.fe, at.fs), table.concat(holds, ','),
   }
 end

@@ -10,7 +10,7 @@ purge_due(session, 1024)
 local key, rid = ROOT .. ':q', ARGV[2]
 local raw = call('HGET', key, rid)
 local former = raw and cmsgpack.unpack(raw)
-if former and (former.t == ARGV[3] or remembers(former.f, ARGV[3])) then return 0 end
+if former and (former.t == ARGV[3] or age_of(former.f, ARGV[3])) then return 0 end
 local waits = former and not former.k
 if pending() - (waits and 1 or 0) >= tonumber(ARGV[7]) then return 1 end
 local r = { t = ARGV[3], o = ARGV[4], due = NOW + tonumber(ARGV[5]), ttl = tonumber(ARGV[6]) }

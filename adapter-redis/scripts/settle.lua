@@ -21,7 +21,7 @@ if r.a == ARGV[8] then
   knock(r.o, message)
   return 'won'
 end
-if remembers(r.w, ARGV[8]) then return 'won' end
+if age_of(r.w, ARGV[8]) then return 'won' end
 if ARGV[3] ~= '' and ARGV[3] ~= r.t then return 'p' end
 if kind then return kind end
 if ARGV[6] ~= '' and not (r.o == ARGV[6] and is_dead(ARGV[6], ARGV[7])) then return 'alive' end

@@ -1,17 +1,17 @@
--- Replaces the record if its revision is this (S2).
+-- Replaces the record if the session is the principal's and has this revision (S2).
 -- KEYS[1] root
--- ARGV[2] revision  [3] record
--- Returns the new revision, 0: another one is stored, -1: no session.
+-- ARGV[2] principal  [3] revision  [4] the name of this update  [5] record
+-- Returns the revision that it made, now or by an earlier try, 0: another one is
+-- stored, -1: no session of this principal.
 local session = load()
-if not session then return -1 end
-local revision = tonumber(ARGV[2])
-if session.rev == revision then
-  local header = call('GETRANGE', ROOT, 0, 84)
-  local rev = struct.pack('>I8', revision + 1)
-  call('SET', ROOT, string.sub(header, 1, 65) .. rev .. string.sub(header, 74) .. ARGV[3], 'KEEPTTL')
-  return revision + 1
-end
-if session.rev == revision + 1 and call('GETRANGE', ROOT, 85, -1) == ARGV[3] then
-  return session.rev
-end
-return 0
+if not session or session.principal ~= ARGV[2] then return -1 end
+local head = call('GETRANGE', ROOT, 0, 213)
+local names = string.sub(head, 87, 86 + 16 * string.byte(head, 86))
+local age = age_of(names, ARGV[4])
+if age then return session.rev - age end
+if session.rev ~= tonumber(ARGV[3]) then return 0 end
+names = remember(names, ARGV[4])
+local rev = struct.pack('>I8', session.rev + 1)
+head = string.sub(head, 1, 65) .. rev .. string.sub(head, 74, 85) .. string.char(#names / 16)
+call('SET', ROOT, head .. names .. ARGV[5], 'KEEPTTL')
+return session.rev + 1

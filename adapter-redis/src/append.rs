@@ -317,6 +317,7 @@ impl RedisStorage {
                     position,
                     holder: native.holder,
                     usage: Usage::default(),
+                    repeat: false,
                 };
             }
         }

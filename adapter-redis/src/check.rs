@@ -189,7 +189,12 @@ fn trial(router: &Router) -> Vec<Call> {
     let mut shrink = of(Script::Shrink);
     shrink.command.arg(0);
     let mut update = of(Script::Update);
-    update.command.arg(1).arg("{}");
+    update
+        .command
+        .arg(&principal.0)
+        .arg(1)
+        .arg(&[0_u8; 16])
+        .arg("{}");
     let mut beat = at(Script::Beat, "h");
     beat.command.arg(&me).arg(1).arg(1000);
     let mut sweep = at(Script::Sweep, "i");

@@ -3,15 +3,15 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::stream::BoxStream;
 use mcp_adapter_core::{
     Applied, Cancelled, Capabilities, InstanceId, Limits, Position, PrincipalKey, Result, RpcId,
     SessionKey, Stats, StreamId,
     storage::{
-        Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Holder,
-        Knock, NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState,
-        Settle, Settled, Storage, StreamEnd, StreamState, Swept, Updated,
+        Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold,
+        HoldStart, Holder, Knock, NewSession, OpenStream, Profile, Put, PutRequest, Read,
+        RequestKey, RequestState, Settle, Settled, Storage, StreamEnd, StreamState, Swept,
+        UpdateSession, Updated,
     },
 };
 use redis::{Cmd, Value};
@@ -167,7 +167,7 @@ pub(crate) fn beat_text(beat: Option<u64>) -> String {
 }
 
 /// Fields of a state, and what follows it.
-const STATE: usize = 8;
+const STATE: usize = 9;
 
 /// The state that `state()` of the scripts makes, and its floor.
 fn state_of(fields: &[Value]) -> Option<(StreamState, Position)> {
@@ -180,6 +180,7 @@ fn state_of(fields: &[Value]) -> Option<(StreamState, Position)> {
         number,
         cancelled,
         floor,
+        holds,
         ..,
     ] = fields
     else {
@@ -202,8 +203,23 @@ fn state_of(fields: &[Value]) -> Option<(StreamState, Position)> {
             None => None,
         },
         cancelled: integer(cancelled)? == 1,
+        holds: holds_of(text(holds)?)?,
     };
     Some((state, position_of(text(floor)?)?))
+}
+
+/// As `state()` writes them.
+fn holds_of(holds: &str) -> Option<Vec<HoldStart>> {
+    let holds = holds.split(',').filter(|hold| !hold.is_empty());
+    holds
+        .map(|hold| {
+            let (number, began) = hold.split_once(' ')?;
+            Some(HoldStart {
+                number: number.parse().ok()?,
+                began: position_of(began)?,
+            })
+        })
+        .collect()
 }
 
 fn page(cursor: &Cursor, answer: Value) -> Option<Read> {
@@ -341,9 +357,13 @@ impl Storage for RedisStorage {
         Ok(Entered::Session { record, revision })
     }
 
-    async fn update(&self, session: &SessionKey, revision: u64, record: Bytes) -> Result<Updated> {
-        let mut call = self.session_script(Script::Update, session);
-        call.command.arg(revision).arg(&record[..]);
+    async fn update(&self, update: &UpdateSession) -> Result<Updated> {
+        let mut call = self.session_script(Script::Update, &update.session);
+        call.command
+            .arg(&update.principal.0)
+            .arg(update.revision)
+            .arg(&update.attempt.0.to_be_bytes())
+            .arg(&update.record[..]);
         let answer = self.router.one_answer("update", call).await?;
         match integer(&answer) {
             Some(-1) => Ok(Updated::NoSession),
@@ -398,6 +418,7 @@ impl Storage for RedisStorage {
                 let number = from.map_or(0, |from| from.number);
                 command.arg("f").arg(instance).arg(number).arg("")
             }
+            Hold::Continue { number } => command.arg("c").arg("").arg(number).arg(""),
             Hold::Release { number, cursor } => {
                 command.arg("r").arg("").arg(number).arg(place(cursor))
             }
@@ -407,6 +428,7 @@ impl Storage for RedisStorage {
         match answer {
             Value::Int(-1) => return Ok(Held::NoSession),
             Value::Int(-2) => return Ok(Held::NoStream),
+            Value::Int(-3) => return Ok(Held::Past),
             _ => {}
         }
         held(&answer).ok_or_else(|| odd("hold"))
@@ -437,12 +459,15 @@ impl Storage for RedisStorage {
             .arg(request_name(id))
             .arg(wire::wake_stream(session));
         let answer = self.router.one_answer("mark_cancel", call).await?;
-        match integer(&answer) {
-            Some(-1) => Ok(None),
-            Some(0) => Ok(Some(Cancelled::NotRunning)),
-            Some(1) => Ok(Some(Cancelled::Marked)),
-            Some(2) => Ok(Some(Cancelled::Ambiguous)),
-            _ => Err(odd("mark_cancel")),
+        match answer {
+            Value::Int(-1) => Ok(None),
+            Value::Int(0) => Ok(Some(Cancelled::NotRunning)),
+            Value::Int(2) => Ok(Some(Cancelled::Ambiguous)),
+            other => {
+                let stream = text(&other).and_then(|name| name.parse().ok());
+                let stream = stream.ok_or_else(|| odd("mark_cancel"))?;
+                Ok(Some(Cancelled::Marked(stream)))
+            }
         }
     }
 

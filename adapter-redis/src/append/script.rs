@@ -103,7 +103,7 @@ impl RedisStorage {
         for (number, one) in group.appends.iter().zip(&scripted.each) {
             let append = &batch[*number];
             results[*number] = match one {
-                Ok((position, _)) => {
+                Ok((position, repeat)) => {
                     finished |= append.finish.is_some();
                     if let Place::Owned { owner, position } = append.place {
                         // One of a former epoch may be repeated in between.
@@ -113,6 +113,7 @@ impl RedisStorage {
                         position: *position,
                         holder: scripted.holder,
                         usage: scripted.usage,
+                        repeat: *repeat,
                     }
                 }
                 Err(refused) => *refused,

@@ -90,9 +90,8 @@ async fn a_repeat_changes_nothing_though_it_finishes() {
         finish: Some(LONG),
         ..event.clone()
     };
-    let stored = [Got::At(at(1, 1))];
-    assert_eq!(store.append(&[event]).await, stored);
-    assert_eq!(store.append(&[finishing]).await, stored);
+    assert_eq!(store.append(&[event]).await, [Got::At(at(1, 1))]);
+    assert_eq!(store.append(&[finishing]).await, [Got::Again(at(1, 1))]);
     assert_eq!(store.read(session, "s").await.1.end, None);
     let two = [owned(session, at(1, 2), "two")];
     assert_eq!(store.append(&two).await, [Got::At(at(1, 2))]);
@@ -102,8 +101,10 @@ async fn a_repeat_changes_nothing_though_it_finishes() {
         finish: Some(LONG),
         ..event.clone()
     };
-    let first = store.append(&[event]).await;
-    assert_eq!(store.append(&[finishing]).await, first);
+    let Got::At(first) = store.append(&[event]).await[0] else {
+        panic!("it is new");
+    };
+    assert_eq!(store.append(&[finishing]).await, [Got::Again(first)]);
     assert_eq!(store.read(session, "standalone").await.1.end, None);
 }
 
@@ -149,15 +150,24 @@ async fn a_batch_sees_its_own_events() {
         owned(session, at(1, 2), "never stored"),
     ];
     let (one, two) = (Got::At(at(1, 1)), Got::At(at(2, 1)));
-    assert_eq!(store.append(&batch).await, [one, two, one, FENCED]);
+    let again = Got::Again(at(1, 1));
+    assert_eq!(store.append(&batch).await, [one, two, again, FENCED]);
     assert_eq!(store.read(session, "s").await.0.len(), 2);
 
     let tags = [5, 6, 6, 7, 5].map(|tag| shared(session, tag, "x"));
-    let [five, six, again, seven, five_again] = store.append(&tags).await[..] else {
-        panic!("an answer each");
+    let answers = store.append(&tags).await;
+    let Got::At(first) = answers[0] else {
+        panic!("{answers:?}");
     };
-    assert_eq!((again, five_again), (six, five));
-    assert_ne!(six, seven);
+    let next = |seq| at(first.epoch, first.seq + seq);
+    let (six, seven) = (next(1), next(2));
+    let rest = [
+        Got::At(six),
+        Got::Again(six),
+        Got::At(seven),
+        Got::Again(first),
+    ];
+    assert_eq!(answers[1..], rest);
     assert_eq!(store.read(session, "standalone").await.0.len(), 3);
 }
 
@@ -199,7 +209,7 @@ async fn a_batch_sees_what_it_evicts() {
     let (events, state) = store.read(session, "standalone").await;
     let texts: Vec<_> = events.iter().map(|(_, _, text)| text.as_str()).collect();
     assert_eq!(texts, ["two", "three"]);
-    let Got::At(evicted) = answers[3] else {
+    let Got::Again(evicted) = answers[3] else {
         panic!("{answers:?}");
     };
     assert!(state.oldest.is_some_and(|oldest| evicted < oldest));
@@ -218,7 +228,7 @@ async fn an_evicted_event_of_a_former_epoch_is_none_although_its_entry_is_there(
     };
     store.append(&[next]).await;
     let answers = store.append(&batch).await;
-    assert_eq!(answers, [FENCED, FENCED, Got::At(at(1, 3))]);
+    assert_eq!(answers, [FENCED, FENCED, Got::Again(at(1, 3))]);
 }
 
 #[tokio::test]
@@ -234,13 +244,13 @@ async fn the_repeat_of_an_evicted_event_names_none_that_is_there() {
     }
     let oldest = store.read(session, "standalone").await.1.oldest;
     for tag in [1, 2] {
-        let Got::At(position) = store.append(&[event(tag)]).await[0] else {
+        let Got::Again(position) = store.append(&[event(tag)]).await[0] else {
             panic!("a repeat");
         };
         assert!(Some(position) < oldest, "{position:?} {oldest:?}");
     }
     // Before another event of its batch, too.
-    let Got::At(position) = store.append(&[event(5), event(1)]).await[1] else {
+    let Got::Again(position) = store.append(&[event(5), event(1)]).await[1] else {
         panic!("a repeat");
     };
     let (events, state) = store.read(session, "standalone").await;
@@ -285,7 +295,10 @@ async fn each_entry_of_a_batch_has_its_own_writer() {
     ];
     let answers = store.append(&batch).await;
     assert_eq!(answers[0], Got::Refused(Appended::NoStream));
-    assert_eq!((answers[3], answers[4]), (FENCED, answers[1]));
+    let Got::At(first) = answers[1] else {
+        panic!("{answers:?}");
+    };
+    assert_eq!(answers[3..5], [FENCED, Got::Again(first)]);
     let (events, _) = store.read(session, "standalone").await;
     let texts: Vec<_> = events.iter().map(|(_, _, text)| text.as_str()).collect();
     assert_eq!(texts, ["a", "b", "c"]);
@@ -302,9 +315,9 @@ async fn a_repeat_of_a_native_append_is_stored_once() {
     for (seq, event) in (1..).zip(&events) {
         let event = std::slice::from_ref(event);
         assert_eq!(store.append(event).await, [Got::At(at(1, seq))]);
-        assert_eq!(store.append(event).await, [Got::At(at(1, seq))]);
+        assert_eq!(store.append(event).await, [Got::Again(at(1, seq))]);
     }
-    let all: Vec<_> = (1..=40).map(|seq| Got::At(at(1, seq))).collect();
+    let all: Vec<_> = (1..=40).map(|seq| Got::Again(at(1, seq))).collect();
     assert_eq!(store.append(&events).await, all, "all at once");
     let (events, _) = store.read(session, "s").await;
     assert_eq!(events.len(), 40);

@@ -112,13 +112,19 @@ type Event = (Position, Option<Position>, String);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Got {
     At(Position),
+    Again(Position),
     Refused(Appended),
 }
 
 impl From<Appended> for Got {
     fn from(answer: Appended) -> Self {
         match answer {
-            Appended::Stored { position, .. } => Self::At(position),
+            Appended::Stored {
+                position,
+                repeat: false,
+                ..
+            } => Self::At(position),
+            Appended::Stored { position, .. } => Self::Again(position),
             refused => Self::Refused(refused),
         }
     }

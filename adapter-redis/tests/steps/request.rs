@@ -105,25 +105,24 @@ fn size_of_request(store: &Store) -> String {
 async fn a_request_that_is_forgotten_counts_once() {
     let store = Store::open().await;
     let session = store.session().await;
-    let kept = Duration::from_millis(300);
-    let answered = PutRequest {
-        result_ttl: kept,
+    let short = Duration::from_millis(20);
+    let of = |id, timeout, result_ttl| PutRequest {
+        id: RpcId::Number(id),
+        timeout,
+        result_ttl,
         ..put(session, 1)
     };
-    let late = PutRequest {
-        id: RpcId::Number(2),
-        timeout: Duration::from_millis(20),
-        result_ttl: kept,
-        ..put(session, 2)
-    };
-    store.redis.put_requests(&[answered, late]).await.unwrap();
-    let settled = store.redis.settle(&[answer(session, 3)]).await;
-    assert_eq!(settled.unwrap(), [Settled::Won]);
+    let late = of(3, short, LONG);
+    store.redis.put_requests(&[late]).await.unwrap();
     let ended = async || {
         let pending = store.redis.stats().await.unwrap().pending_requests;
         pending.value() == 0
     };
     assert_eq!(until_gone(&store, ended).await, 0, "it has timed out");
+    let two = [of(1, LONG, short), of(2, short, short)];
+    store.redis.put_requests(&two).await.unwrap();
+    let settled = store.redis.settle(&[answer(session, 3)]).await;
+    assert_eq!(settled.unwrap(), [Settled::Won]);
     let keys = [1, 2].map(|id| RequestKey {
         session,
         id: RpcId::Number(id),
