@@ -11,14 +11,14 @@
 -- Returns -1: no session, -2: no stream, or its events are gone, or
 --   holder, bytes of the session, bytes of the principal, for how long the expiry
 --   need not be slid, events and bytes since the stream began, whether events are
---   there to be added to, version of the holds, the time in ms, then for each append
---   0: stored, or 3: stored before, and its position, or 1: fenced, 2: finished,
+--   there to be added to, version of the holds, the time in ms, what is between
+--   `root:e:` and the stream in the key of the events, then for each append 0: stored, or 3: stored before, and its position, or 1: fenced, 2: finished,
 --   4: no stream, and ''.
 local session = load()
 if not session then return -1 end
 local name, generation = ARGV[2], ARGV[#ARGV]
 local m, finished = stream_of(name)
-local events = ROOT .. ':e:' .. name
+local events = EVENTS .. name
 local shared, writer = false, ''
 -- What was there before the batch has ended; what `flush` has stored of the batch.
 local ended, at = finished, nil
@@ -257,7 +257,7 @@ if not finished and call('EXISTS', events) == 1 then
 end
 local answer = {
   m.h or '', bytes or session_bytes(), total or principal_bytes(session), fresh, cev, cby,
-  there and 1 or 0, there and holds_version() or '0', NOW,
+  there and 1 or 0, there and holds_version() or '0', NOW, session.life,
 }
-for k = 1, #result do answer[9 + k] = result[k] end
+for k = 1, #result do answer[10 + k] = result[k] end
 return answer

@@ -13,6 +13,7 @@
 --   root:d   zset    their deadlines   :b  hash  principal -> bytes (Cluster)
 --   root:w   hash    shared writers    :h  heartbeats, a string each (Cluster)
 --   root:e:N stream  events            :v  string, raised with every new holder
+--            (root:e:C:N where a session of the creator C has come after another)
 --   root:x:N string  the only event, and terminal
 --   root:g   zset    creators of deleted sessions -> until when, ms
 --
@@ -88,17 +89,33 @@ local function bind(key)
   end
 end
 
+-- What the keys of the session's events begin with, once it is loaded.
+local EVENTS = ROOT .. ':e:'
+
+-- What is between `root:e:` and the name of a stream. Where a deleted session has
+-- had the key of this one, a native command that comes late must not meet its
+-- streams.
+local function life_of(again, creator)
+  if again ~= 1 then return '' end
+  return string.gsub(creator, '.', function(byte)
+    return string.format('%02x', string.byte(byte))
+  end) .. ':'
+end
+
 -- The header of the session, or all of it, nil where it does not live.
 local function load(all)
-  local h = all and (call('GET', ROOT) or '') or call('GETRANGE', ROOT, 0, 84)
+  local h = all and (call('GET', ROOT) or '') or call('GETRANGE', ROOT, 0, 85)
   if #h == 0 then return nil end
   if string.byte(h, 1) ~= 1 then error({ err = 'MCPFORMAT a session of a newer format' }) end
-  local idle, hard, rev, epoch, born = struct.unpack('>I8I8I8I4c8', h, 50)
+  local idle, hard, rev, epoch, born, again = struct.unpack('>I8I8I8I4c8B', h, 50)
+  local life = life_of(again, string.sub(h, 34, 49))
+  EVENTS = ROOT .. ':e:' .. life
   return {
+    life = life,
     principal = string.sub(h, 2, 33), creator = string.sub(h, 34, 49),
     idle = idle, hard = hard, rev = rev, epoch = epoch, born = born,
     -- After the names of the last updates.
-    record = all and string.sub(h, 87 + 16 * string.byte(h, 86)),
+    record = all and string.sub(h, 88 + 16 * string.byte(h, 87)),
   }
 end
 
@@ -108,7 +125,7 @@ local function expire_all(at)
     call('PEXPIREAT', ROOT .. part, at)
   end
   for _, stream in ipairs(call('HKEYS', ROOT .. ':o')) do
-    call('PEXPIREAT', ROOT .. ':e:' .. stream, at)
+    call('PEXPIREAT', EVENTS .. stream, at)
   end
   if call('ZADD', T .. ':i', at, SID) == 1 then keep(T .. ':i', at) end
 end
@@ -310,12 +327,12 @@ end
 -- The first entry that has an event after the floor; those before it wait to be
 -- trimmed.
 local function first_entry(name, fe, fs)
-  local entry = call('XRANGE', ROOT .. ':e:' .. name, id(fe, fs + 1), '+', 'COUNT', 1)[1]
+  local entry = call('XRANGE', EVENTS .. name, id(fe, fs + 1), '+', 'COUNT', 1)[1]
   return entry and parse(entry)
 end
 
 local function last_entry(name)
-  local entry = call('XREVRANGE', ROOT .. ':e:' .. name, '+', '-', 'COUNT', 1)[1]
+  local entry = call('XREVRANGE', EVENTS .. name, '+', '-', 'COUNT', 1)[1]
   return entry and parse(entry)
 end
 
@@ -365,9 +382,9 @@ local function evict(name, m, at, events, bytes, all)
       local rest = all and at.ev <= 1
       if rest then
         m.te, m.ts = at.te, at.ts
-        call('XTRIM', ROOT .. ':e:' .. name, 'MAXLEN', '=', 0)
+        call('XTRIM', EVENTS .. name, 'MAXLEN', '=', 0)
       else
-        call('XTRIM', ROOT .. ':e:' .. name, 'MINID', '=', id(at.first.e, at.first.s + 1))
+        call('XTRIM', EVENTS .. name, 'MINID', '=', id(at.first.e, at.first.s + 1))
       end
     end
     at = span(name, m)
@@ -377,13 +394,13 @@ end
 
 -- Whether the server has evicted the events of an open stream, which had some.
 local function is_evicted(name, m)
-  return not m.one and m.ev > 0 and call('EXISTS', ROOT .. ':e:' .. name) == 0
+  return not m.one and m.ev > 0 and call('EXISTS', EVENTS .. name) == 0
 end
 
 local function remove(session, name, m)
   call('HDEL', ROOT .. ':z', name)
   call('ZREM', ROOT .. ':f', name)
-  call('UNLINK', ROOT .. ':e:' .. name, ROOT .. ':x:' .. name)
+  call('UNLINK', EVENTS .. name, ROOT .. ':x:' .. name)
   count(session, -1, -m.ev, -m.by, 0)
 end
 
@@ -412,7 +429,7 @@ local function make_shared(session, name, generation)
   -- First what a full server refuses.
   save(name, m)
   drop_expired(session, name)
-  call('UNLINK', ROOT .. ':e:' .. name)
+  call('UNLINK', EVENTS .. name)
   count(session, 1, 0, 0, 0)
   return m
 end
@@ -426,7 +443,7 @@ local function finish(session, name, m, ttl, how)
   save(name, m, true)
   call('ZADD', ROOT .. ':f', at, name)
   bind(ROOT .. ':f')
-  local events = ROOT .. ':e:' .. name
+  local events = EVENTS .. name
   if not m.one and call('EXISTS', events) == 1 then
     call('XSETID', events, '9007199254740991-0')
     call('PEXPIREAT', events, at)
@@ -490,7 +507,7 @@ end
 
 local function unlink_all(names)
   for _, name in ipairs(names) do
-    call('UNLINK', ROOT .. ':e:' .. name, ROOT .. ':x:' .. name)
+    call('UNLINK', EVENTS .. name, ROOT .. ':x:' .. name)
   end
   call('UNLINK', ROOT .. ':o', ROOT .. ':z', ROOT .. ':f', ROOT .. ':q', ROOT .. ':d', ROOT .. ':w')
 end

@@ -19,9 +19,12 @@ if ARGV[6] ~= '' then
   hard = NOW + tonumber(ARGV[6])
   at = math.min(at, hard)
 end
-local packed = struct.pack('>Bc32c16I8I8I8I4c8', 1, ARGV[2], ARGV[3], idle, hard, 1, 0, ARGV[#ARGV])
+local again = call('EXISTS', ROOT .. ':g')
+local packed = struct.pack(
+  '>Bc32c16I8I8I8I4c8BB', 1, ARGV[2], ARGV[3], idle, hard, 1, 0, ARGV[#ARGV], again, 0
+)
 -- First what a full server refuses.
-call('SET', ROOT, packed .. '\0' .. ARGV[4], 'PXAT', string.format('%.0f', at))
+call('SET', ROOT, packed .. ARGV[4], 'PXAT', string.format('%.0f', at))
 unlink_all(names)
 uncount()
 unlist()

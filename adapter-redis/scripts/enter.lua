@@ -23,7 +23,7 @@ elseif name ~= '' and not m then
   save(name, m)
   purge_due(session, 16)
   if expired then drop_expired(session, name) end
-  call('UNLINK', ROOT .. ':e:' .. name, ROOT .. ':x:' .. name)
+  call('UNLINK', EVENTS .. name, ROOT .. ':x:' .. name)
   count(session, 1, 0, 0, 0)
   busy(session)
 end

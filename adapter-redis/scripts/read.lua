@@ -33,7 +33,7 @@ end
 local after = before(e, s, at.fe, at.fs) and id(at.fe, at.fs) or ARGV[3]
 local from, chunk = '(' .. after, 4
 while max > 0 and bytes > 0 do
-  local page = call('XRANGE', ROOT .. ':e:' .. name, from, '+', 'COUNT', math.min(chunk, max))
+  local page = call('XRANGE', EVENTS .. name, from, '+', 'COUNT', math.min(chunk, max))
   for _, entry in ipairs(page) do
     answer[#answer + 1] = entry[1]
     answer[#answer + 1] = entry[2][2] or ''

@@ -66,8 +66,9 @@ impl Names {
         root
     }
 
-    pub(crate) fn events(&self, session: &SessionKey, stream: &StreamId) -> String {
-        format!("{}:e:{}", self.root(session), stream.as_str())
+    /// `life` is what `append.lua` tells of the session.
+    pub(crate) fn events(&self, session: &SessionKey, life: &str, stream: &StreamId) -> String {
+        format!("{}:e:{life}{}", self.root(session), stream.as_str())
     }
 
     /// The version of all holds that writers in this partition go by.

@@ -128,7 +128,11 @@ impl RedisStorage {
                 bytes: scripted.bytes,
                 holder: scripted.holder,
                 holds: scripted.holds,
-                key: self.router.names.events(group.session, group.stream).into(),
+                key: self
+                    .router
+                    .names
+                    .events(group.session, &scripted.life, group.stream)
+                    .into(),
                 knock: wake_of(group),
                 clock: scripted.clock,
             });
@@ -148,6 +152,8 @@ struct Scripted {
     there: bool,
     holds: u64,
     clock: ServerClock,
+    /// Is in the keys of the session's events.
+    life: String,
     /// Where each is, and whether it was stored before.
     each: Vec<Result<(Position, bool), Appended>>,
 }
@@ -163,8 +169,8 @@ impl Scripted {
         };
         let mut each = Vec::with_capacity(appends);
         for append in 0..appends {
-            let at = text(fields.get(10 + 2 * append)?)?;
-            each.push(match number(9 + 2 * append)? {
+            let at = text(fields.get(11 + 2 * append)?)?;
+            each.push(match number(10 + 2 * append)? {
                 code @ (0 | 3) => Ok((position_of(at)?, code == 3)),
                 1 => Err(Appended::Fenced),
                 2 => Err(Appended::Finished),
@@ -184,6 +190,7 @@ impl Scripted {
             there: number(6)? == 1,
             holds: text(fields.get(7)?)?.parse().ok()?,
             clock: ServerClock::new(number(8)?, read),
+            life: text(fields.get(9)?)?.to_owned(),
             each,
         })
     }
@@ -202,7 +209,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_age_of_an_event_is_the_servers() {
         // A server that was started a second after the beginning of time.
-        let answer = ["", "0", "0", "0", "1", "1", "1", "7", "1000", "0", "1-1"];
+        let answer = [
+            "", "0", "0", "0", "1", "1", "1", "7", "1000", "", "0", "1-1",
+        ];
         let answer = answer.map(|field| Value::BulkString(field.into()));
         let told = Scripted::parse(&Value::Array(answer.into()), 1, Instant::now()).unwrap();
         let mut native = Native {

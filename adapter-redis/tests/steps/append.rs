@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use mcp_adapter_core::{
-    StreamId,
-    storage::{Append, Appended, NewEvent, Place, Storage},
+    StreamId, WaiterToken,
+    storage::{Append, Appended, Entered, NewEvent, OpenStream, Place, Storage},
 };
 
-use super::{A, B, Got, LONG, Store, at, owned, shared, sweep::until_gone};
+use super::{
+    A, B, Got, LONG, ME, Store, at, connect, new_session, open, owned, shared, sweep::until_gone,
+};
 
 const FENCED: Got = Got::Refused(Appended::Fenced);
 
@@ -357,4 +359,49 @@ async fn a_stream_that_is_made_again_keeps_its_events() {
     // What the first had is not told as if it went on: a reader that is behind has a
     // gap.
     assert_eq!(events[0].1, Some(at(first.epoch, u64::MAX)));
+}
+
+/// The native command asks nobody whose stream it is.
+#[tokio::test]
+async fn a_late_append_does_not_reach_the_next_session_that_has_the_key() {
+    let store = Store::open().await;
+    let session = store.call().await;
+    for seq in 1..=2 {
+        let event = owned(session, at(1, seq), "former");
+        assert_eq!(store.append(&[event]).await, [Got::At(at(1, seq))]);
+    }
+    let other = connect(&store.server).await;
+    assert!(other.delete(&session, &ME).await.unwrap().is_some());
+    let next = new_session(session, WaiterToken::generate());
+    assert!(other.create(&next).await.unwrap());
+    let open = OpenStream {
+        owner: B,
+        ..open("s")
+    };
+    let entered = other.enter(&session, &ME, Some(&open)).await.unwrap();
+    assert!(matches!(entered, Entered::Session { .. }));
+    let of_b = |seq| Append {
+        place: Place::Owned {
+            owner: B,
+            position: at(1, seq),
+        },
+        ..owned(session, at(1, seq), "next")
+    };
+    for seq in 1..=2 {
+        let answers = other.append(&[of_b(seq)]).await.unwrap();
+        assert!(matches!(answers[..], [Appended::Stored { .. }]));
+    }
+    let late = owned(session, at(1, 3), "former");
+    assert_eq!(store.append(&[late]).await, [FENCED]);
+    let answers = other.append(&[of_b(3)]).await.unwrap();
+    assert!(matches!(
+        answers[..],
+        [Appended::Stored { repeat: false, .. }]
+    ));
+    let (events, _) = store.read(session, "s").await;
+    assert!(
+        events.iter().all(|(_, _, text)| text == "next"),
+        "{events:?}"
+    );
+    assert_eq!(events.len(), 3);
 }

@@ -63,13 +63,7 @@ impl Store {
     }
 
     async fn open_stream(&self, session: &SessionKey, stream: &str) {
-        let open = OpenStream {
-            stream: stream.parse().unwrap(),
-            owner: A,
-            request: RpcId::Number(1),
-            max_open: 128,
-            max_principal_bytes: u64::MAX,
-        };
+        let open = open(stream);
         let entered = self.redis.enter(session, &ME, Some(&open)).await.unwrap();
         assert!(matches!(entered, Entered::Session { .. }), "{entered:?}");
     }
@@ -142,6 +136,16 @@ fn new_session(session: SessionKey, creator: WaiterToken) -> NewSession {
         idle_ttl: LONG,
         absolute_ttl: None,
         creator,
+    }
+}
+
+fn open(stream: &str) -> OpenStream {
+    OpenStream {
+        stream: stream.parse().unwrap(),
+        owner: A,
+        request: RpcId::Number(1),
+        max_open: 128,
+        max_principal_bytes: u64::MAX,
     }
 }
 

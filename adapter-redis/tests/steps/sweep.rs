@@ -14,16 +14,20 @@ use super::{A, LONG, ME, Store, at, new_session, owned, shared};
 pub(super) async fn until_gone(store: &Store, gone: impl AsyncFn() -> bool) -> usize {
     let end = Instant::now() + Duration::from_secs(20);
     let mut removed = 0;
+    let mut is_gone = false;
     loop {
+        // A sweep that begins when it is gone sees all of it.
+        let before = is_gone;
         let swept = store.redis.sweep(100, &[], LONG).await.unwrap();
         removed += swept.removed;
-        // After a sweep that began when it was gone already.
-        if gone().await {
-            let last = store.redis.sweep(100, &[], LONG).await.unwrap();
-            return removed + last.removed;
+        if before && !swept.more {
+            return removed;
         }
         assert!(Instant::now() < end, "it is still there");
-        sleep(Duration::from_millis(10)).await;
+        is_gone = is_gone || gone().await;
+        if !is_gone {
+            sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 
