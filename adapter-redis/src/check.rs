@@ -1,14 +1,14 @@
 //! What is found out at the start, so that it is not found out by a user.
 
 use futures::StreamExt as _;
-use mcp_adapter_core::{Applied, Error, ErrorKind, InstanceId, PrincipalKey, Result, SessionId};
+use mcp_adapter_core::{InstanceId, PrincipalKey, Result, SessionId};
 use redis::{Cmd, Value};
 
 use crate::{
     doorbell, error,
     keys::{Partition, session_name},
     router::Router,
-    script::Script,
+    script::{self, Script},
     server::{Call, Identity, Lane},
     storage::RedisStorage,
 };
@@ -32,55 +32,19 @@ pub(crate) async fn rights(storage: &RedisStorage) -> Result<()> {
     let answers = router.run(Lane::Control, "connect", calls).await?;
     for answer in answers {
         if let Value::ServerError(refused) = answer {
-            return Err(refused_by(
-                error::server("connect", &refused),
-                refused.details(),
-            ));
+            let error = error::server("connect", &refused);
+            return Err(match script::denied(&refused) {
+                Some(command) => error::unusable(format!(
+                    "the user lacks a right that is needed: the command {command}"
+                ))
+                .with_source(error),
+                None => error,
+            });
         }
     }
-    let bell = doorbell::open(storage.clone(), InstanceId::generate()).await;
-    match bell {
-        Ok(bell) => {
-            drop(bell.boxed());
-            Ok(())
-        }
-        Err(error) => Err(refused_by(error, None)),
-    }
-}
-
-/// As an error of the start.
-pub(crate) fn refused(error: Error) -> Error {
-    refused_by(error, None)
-}
-
-/// A refusal for good is told apart from one that passes.
-fn refused_by(error: Error, details: Option<&str>) -> Error {
-    let denied = [&error as &dyn std::error::Error]
-        .into_iter()
-        .chain(std::error::Error::source(&error))
-        .any(|error| {
-            let text = error.to_string();
-            [
-                "NOPERM",
-                "NoPerm",
-                "No permissions",
-                "no permissions",
-                "NOAUTH",
-                "WRONGPASS",
-                "AuthenticationFailed",
-            ]
-            .iter()
-            .any(|code| text.contains(code))
-        });
-    if denied || error.kind() == ErrorKind::Corrupt {
-        let details = details.unwrap_or("a command or a channel is denied");
-        return error::unusable(format!(
-            "the user of this connection lacks a right that is needed: {details}"
-        ))
-        .with_applied(Applied::No)
-        .with_source(error);
-    }
-    error
+    let bell = doorbell::open(storage.clone(), InstanceId::generate()).await?;
+    drop(bell.boxed());
+    Ok(())
 }
 
 fn native(args: &[&[u8]]) -> Call {

@@ -6,6 +6,7 @@ mod cache;
 mod check;
 mod doorbell;
 mod error;
+mod explain;
 mod keys;
 mod options;
 mod principal;
@@ -15,6 +16,8 @@ mod script;
 mod server;
 mod storage;
 mod sweep;
+#[cfg(feature = "tls")]
+mod tls;
 mod value;
 mod wire;
 
@@ -22,12 +25,13 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use mcp_adapter_core::{Engine, EngineAdapter, Limits, Result};
 
-pub use crate::{options::RedisOptions, storage::RedisStorage};
 use crate::{
+    explain::explain,
     options::Setup,
     router::Router,
     server::{Lane, Node, Settings, Target},
 };
+pub use crate::{options::RedisOptions, storage::RedisStorage};
 
 /// The adapter for servers of many processes over Redis or Valkey: all roles of
 /// the contract.
@@ -106,11 +110,12 @@ impl RedisAdapter {
         limits: Limits,
     ) -> Result<Self> {
         let options = options.into_redis_options()?;
-        let settings = settings(&options, &limits);
-        let target = target(&options.setup)
-            .ok_or_else(|| error::unusable("a pool leads to one server, not to a Cluster"))?;
+        let setup = options.setup().await?;
+        let target = target(&setup)
+            .map_err(|_| error::unusable("a pool leads to one server, not to a Cluster"))?;
         let node = Node::with_pool(target, pool);
-        let storage = RedisStorage::open(node, &options, settings, &limits, false).await?;
+        let opened = RedisStorage::open(node, &setup, &options, &limits, false).await;
+        let storage = opened.map_err(|error| explain(error, setup.is_tls()))?;
         Ok(Self::on(Arc::clone(&storage.router), storage, limits))
     }
 
@@ -142,15 +147,16 @@ fn settings(options: &RedisOptions, limits: &Limits) -> Settings {
     }
 }
 
-fn target(setup: &Setup) -> Option<Target> {
+/// The one server, or the nodes of a Cluster.
+fn target(setup: &Setup) -> Result<Target, Vec<redis::ConnectionInfo>> {
     match setup {
-        Setup::Server(info) => Some(Target::Server(info.clone())),
-        Setup::Sentinel(sentinels, name, like) => Some(Target::Master {
+        Setup::Server(info) => Ok(Target::Server(info.clone())),
+        Setup::Sentinel(sentinels, name, like) => Ok(Target::Master {
             sentinels: Arc::new(sentinels.clone()),
             name: name.as_str().into(),
             like: like.clone(),
         }),
-        Setup::Cluster(_) => None,
+        Setup::Cluster(seeds) => Err(seeds.clone()),
     }
 }
 
@@ -162,39 +168,32 @@ impl RedisStorage {
     /// As [`RedisAdapter::connect`].
     pub async fn connect(options: impl IntoRedisOptions, limits: &Limits) -> Result<Self> {
         let options = options.into_redis_options()?;
-        let settings = settings(&options, limits);
-        match target(&options.setup) {
-            Some(target) => {
+        let setup = options.setup().await?;
+        let opened = match target(&setup) {
+            Ok(target) => {
                 let node = Node::new(target, (String::new(), 0));
-                Self::open(node, &options, settings, limits, true).await
+                Self::open(node, &setup, &options, limits, true).await
             }
-            None => match &options.setup {
-                Setup::Cluster(seeds) => {
-                    let seeds = seeds.clone();
-                    Self::open_cluster(seeds, &options, settings, limits).await
-                }
-                _ => Err(error::unusable("not a Cluster")),
-            },
-        }
+            Err(seeds) => Self::open_cluster(seeds, &options, limits).await,
+        };
+        opened.map_err(|error| explain(error, setup.is_tls()))
     }
 
     async fn open(
         node: Arc<Node>,
+        setup: &Setup,
         options: &RedisOptions,
-        settings: Settings,
         limits: &Limits,
         cluster_too: bool,
     ) -> Result<Self> {
-        let conn = node
-            .conn(Lane::Control, &settings)
-            .await
-            .map_err(check::refused)?;
+        let settings = settings(options, limits);
+        let conn = node.conn(Lane::Control, &settings).await?;
         let identity = conn.identity().clone();
         check::version(&identity)?;
         if identity.cluster {
-            return match (&options.setup, cluster_too) {
+            return match (setup, cluster_too) {
                 (Setup::Server(info), true) => {
-                    Self::open_cluster(vec![info.clone()], options, settings, limits).await
+                    Self::open_cluster(vec![info.clone()], options, limits).await
                 }
                 _ => Err(error::unusable("a node of a Cluster cannot be used so")),
             };
@@ -212,12 +211,10 @@ impl RedisStorage {
     async fn open_cluster(
         seeds: Vec<redis::ConnectionInfo>,
         options: &RedisOptions,
-        settings: Settings,
         limits: &Limits,
     ) -> Result<Self> {
-        let router = Router::cluster(seeds, &options.prefix, settings)
-            .await
-            .map_err(check::refused)?;
+        let settings = settings(options, limits);
+        let router = Router::cluster(seeds, &options.prefix, settings).await?;
         for identity in router.identify().await? {
             check::version(&identity)?;
         }

@@ -1,5 +1,7 @@
 //! Where the server is and how to talk to it.
 
+#[cfg(feature = "tls")]
+use std::path::PathBuf;
 use std::{fmt, sync::Arc, time::Duration};
 
 use mcp_adapter_core::Result;
@@ -34,11 +36,40 @@ pub(crate) enum Setup {
 /// `rediss` in place of `redis` is TLS, with the feature `tls`.
 #[derive(Clone)]
 pub struct RedisOptions {
-    pub(crate) setup: Setup,
+    setup: Setup,
     pub(crate) prefix: String,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) map: Option<Arc<AddressMap>>,
-    pub(crate) sentinel_auth: Option<(Option<String>, String)>,
+    sentinel_auth: Option<(Option<String>, String)>,
+    #[cfg(feature = "tls")]
+    tls: crate::tls::Files,
+}
+
+impl Setup {
+    /// The same with other settings of each server.
+    #[cfg(feature = "tls")]
+    pub(crate) fn map(
+        self,
+        mut change: impl FnMut(ConnectionInfo) -> Result<ConnectionInfo>,
+    ) -> Result<Self> {
+        let mut all = |infos: Vec<ConnectionInfo>| infos.into_iter().map(&mut change).collect();
+        Ok(match self {
+            Self::Server(info) => Self::Server(change(info)?),
+            Self::Cluster(nodes) => Self::Cluster(all(nodes)?),
+            Self::Sentinel(sentinels, name, master) => {
+                let sentinels: Result<_> = all(sentinels);
+                Self::Sentinel(sentinels?, name, change(master)?)
+            }
+        })
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        let info = match self {
+            Self::Server(info) | Self::Sentinel(_, _, info) => Some(info),
+            Self::Cluster(nodes) => nodes.first(),
+        };
+        info.is_some_and(|info| matches!(info.addr(), ConnectionAddr::TcpTls { .. }))
+    }
 }
 
 impl RedisOptions {
@@ -83,6 +114,8 @@ impl RedisOptions {
             connect_timeout: None,
             map: None,
             sentinel_auth: None,
+            #[cfg(feature = "tls")]
+            tls: crate::tls::Files::default(),
         })
     }
 
@@ -113,11 +146,57 @@ impl RedisOptions {
         self
     }
 
-    /// User and password for the Sentinels themselves.
+    /// User and password for the Sentinels themselves, which do not get those of the
+    /// URL. To adapters that do not go by Sentinels it makes no difference.
     #[must_use]
     pub fn with_sentinel_auth(mut self, user: Option<&str>, password: &str) -> Self {
         self.sentinel_auth = Some((user.map(str::to_owned), password.to_owned()));
         self
+    }
+
+    /// A PEM file of the authorities that may have signed the servers' certificates, in
+    /// place of the system's: of a server, of the nodes of a Cluster, of the Sentinels
+    /// and their master. It is read when the adapter connects, which fails with
+    /// [`InvalidArgument`](mcp_adapter_core::ErrorKind::InvalidArgument) where it
+    /// cannot be used or the URL does not say `rediss`.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn with_ca_file(mut self, file: impl Into<PathBuf>) -> Self {
+        self.tls.ca = Some(file.into());
+        self
+    }
+
+    /// PEM files of the certificate that this client shows to servers that ask for one
+    /// (`tls-auth-clients`), with what leads to its authority, and of its private key.
+    /// They are read when the adapter connects, as [`with_ca_file`](Self::with_ca_file).
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn with_client_certificate(
+        mut self,
+        certificate: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> Self {
+        self.tls.client = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// The servers, with all that is said of them beside the URL.
+    pub(crate) async fn setup(&self) -> Result<Setup> {
+        let mut setup = self.setup.clone();
+        if let (Setup::Sentinel(sentinels, ..), Some((user, password))) =
+            (&mut setup, &self.sentinel_auth)
+        {
+            for sentinel in sentinels {
+                let mut login = sentinel.redis_settings().clone().set_password(password);
+                if let Some(user) = user {
+                    login = login.set_username(user);
+                }
+                *sentinel = sentinel.clone().set_redis_settings(login);
+            }
+        }
+        #[cfg(feature = "tls")]
+        let setup = self.tls.apply(setup).await?;
+        Ok(setup)
     }
 }
 

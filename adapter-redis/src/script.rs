@@ -2,6 +2,8 @@
 
 use std::sync::LazyLock;
 
+use redis::ServerError;
+
 macro_rules! scripts {
     ($($name:ident = $file:literal;)+) => {
         /// A script by its place in [`all`].
@@ -93,6 +95,21 @@ fn with_parts(script: &str) -> String {
 /// All scripts.
 pub(crate) fn all() -> &'static [Source] {
     &ALL
+}
+
+/// The command at which a script has failed because the user may not run it. The
+/// server tells the line only.
+pub(crate) fn denied(refused: &ServerError) -> Option<&'static str> {
+    let details = refused.details()?;
+    let (said, place) = details.split_once(" script: ")?;
+    if !said.contains("can't run this command") {
+        return None;
+    }
+    let (hash, line) = place.split_once(", on @user_script:")?;
+    let line: usize = line.trim_end_matches('.').parse().ok()?;
+    let source = all().iter().find(|source| source.hash == hash)?;
+    let (_, call) = source.text.lines().nth(line - 1)?.split_once("call('")?;
+    call.split('\'').next()
 }
 
 impl Script {

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::{
     attached::Attached,
     error,
+    explain::SENTINEL,
     options::{AddressMap, at},
     script,
 };
@@ -169,14 +170,21 @@ impl Target {
                 like,
             } => {
                 let mut last = None;
+                let mut answered = false;
                 for sentinel in sentinels.iter() {
                     match ask_sentinel(sentinel, name, settings).await {
-                        Ok((host, port)) => return Ok(at(like, settings.map(&host, port))),
+                        Ok(Some((host, port))) => return Ok(at(like, settings.map(&host, port))),
+                        Ok(None) => answered = true,
                         Err(error) => last = Some(error),
                     }
                 }
-                let error = Error::unavailable("sentinel", Applied::No)
-                    .with_message("no Sentinel tells of a master");
+                let error = Error::unavailable(SENTINEL, Applied::No);
+                if answered {
+                    return Err(error.with_message(format!(
+                        "the Sentinels know no master that is called `{name}`"
+                    )));
+                }
+                let error = error.with_message("no Sentinel tells of a master");
                 Err(match last {
                     Some(last) => error.with_source(last),
                     None => error,
@@ -190,19 +198,47 @@ async fn ask_sentinel(
     sentinel: &ConnectionInfo,
     name: &str,
     settings: &Settings,
-) -> Result<(String, u16), RedisError> {
+) -> Result<Option<(String, u16)>, RedisError> {
     // The next one is asked within the time of one operation.
     let config = settings
         .config()
         .set_connection_timeout(Some(settings.connect / 3))
         .set_response_timeout(Some(settings.connect / 3));
-    let client = Client::open(sentinel.clone())?;
-    let mut conn = client
-        .get_multiplexed_async_connection_with_config(&config)
-        .await?;
+    let mut conn = dial(sentinel.clone(), &config, settings.connect / 3).await?;
     let mut ask = redis::cmd("SENTINEL");
     ask.arg("GET-MASTER-ADDR-BY-NAME").arg(name);
     ask.query_async(&mut conn).await
+}
+
+/// Opens a connection that may take so long.
+#[cfg_attr(
+    not(feature = "tls"),
+    expect(unused_variables, reason = "only for TLS")
+)]
+async fn dial(
+    info: ConnectionInfo,
+    config: &AsyncConnectionConfig,
+    patience: Duration,
+) -> Result<MultiplexedConnection, RedisError> {
+    let client = Client::open(info)?;
+    let opening = client.get_multiplexed_async_connection_with_config(config);
+    #[cfg(feature = "tls")]
+    {
+        let plain = async {
+            tokio::time::sleep(patience / 4).await;
+            crate::tls::speaks_plainly(client.get_connection_info()).await;
+        };
+        tokio::select! {
+            opened = opening => opened,
+            () = plain => Err(RedisError::from((
+                redis::ErrorKind::InvalidClientConfig,
+                "the server speaks no TLS at this port: `redis` in place of `rediss`, or its \
+                 TLS port",
+            ))),
+        }
+    }
+    #[cfg(not(feature = "tls"))]
+    opening.await
 }
 
 /// Opens a connection and finds out whom it leads to.
@@ -214,9 +250,7 @@ pub(crate) async fn connect(target: &Target, settings: &Settings) -> Result<Conn
             // Nothing but the greeting was sent.
             certain.with_applied(Applied::No)
         };
-        let client = Client::open(info).map_err(refused)?;
-        let mux = client
-            .get_multiplexed_async_connection_with_config(&settings.config())
+        let mux = dial(info, &settings.config(), settings.connect)
             .await
             .map_err(refused)?;
         greet(mux).await
