@@ -26,7 +26,7 @@ pub(crate) struct Shares(Mutex<HashMap<PrincipalKey, (u64, Instant)>>);
 impl RedisStorage {
     /// Bytes of a principal as of a moment ago; 0 on one server, where the script
     /// knows better. A sum that is too old is made again for the next time.
-    pub(crate) fn bytes_elsewhere(&self, principal: &PrincipalKey, _: Partition) -> u64 {
+    pub(crate) fn bytes_of(&self, principal: &PrincipalKey) -> u64 {
         if !self.router.names.cluster {
             return 0;
         }

@@ -324,7 +324,7 @@ impl Storage for RedisStorage {
         call.command.arg(&principal.0);
         match open {
             Some(open) => {
-                let elsewhere = self.bytes_elsewhere(principal, Partition::of(session));
+                let stored = self.bytes_of(principal);
                 call.command
                     .arg(open.stream.as_str())
                     .arg(open.owner.to_string())
@@ -332,7 +332,7 @@ impl Storage for RedisStorage {
                     .arg(open.max_open)
                     // As a float it is far above anything that can be stored.
                     .arg(open.max_principal_bytes)
-                    .arg(elsewhere);
+                    .arg(stored);
             }
             None => {
                 call.command.arg("");

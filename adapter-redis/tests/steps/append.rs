@@ -8,7 +8,7 @@ use mcp_adapter_core::{
 };
 
 use super::{
-    A, B, Got, LONG, ME, Store, at, connect, new_session, open, owned, shared, sweep::until_gone,
+    B, Got, LONG, ME, Store, at, connect, new_session, open, owned, shared, sweep::until_gone,
 };
 
 const FENCED: Got = Got::Refused(Appended::Fenced);
@@ -83,124 +83,16 @@ async fn what_an_event_follows_is_kept_within_a_batch() {
     assert_eq!(prevs, [None, Some(at(1, 1)), Some(at(1, 7)), None]);
 }
 
+/// What is kept may change within a batch: who keeps more comes too late for what went
+/// before.
 #[tokio::test]
-async fn a_repeat_changes_nothing_though_it_finishes() {
+async fn each_append_of_a_batch_evicts_what_it_says() {
     let store = Store::open().await;
-    let session = store.call().await;
-    let event = owned(session, at(1, 1), "one");
-    let finishing = Append {
-        finish: Some(LONG),
-        ..event.clone()
-    };
-    assert_eq!(store.append(&[event]).await, [Got::At(at(1, 1))]);
-    assert_eq!(store.append(&[finishing]).await, [Got::Again(at(1, 1))]);
-    assert_eq!(store.read(session, "s").await.1.end, None);
-    let two = [owned(session, at(1, 2), "two")];
-    assert_eq!(store.append(&two).await, [Got::At(at(1, 2))]);
-    // Of the standalone stream, too.
-    let event = shared(session, 1, "one");
-    let finishing = Append {
-        finish: Some(LONG),
-        ..event.clone()
-    };
-    let Got::At(first) = store.append(&[event]).await[0] else {
-        panic!("it is new");
-    };
-    assert_eq!(store.append(&[finishing]).await, [Got::Again(first)]);
-    assert_eq!(store.read(session, "standalone").await.1.end, None);
-}
-
-#[tokio::test]
-async fn a_shared_append_to_the_stream_of_a_call_is_fenced() {
-    let store = Store::open().await;
-    let session = store.call().await;
-    let onto = |event: Append| Append {
-        stream: "s".parse().unwrap(),
-        ..event
-    };
-    let silent = |event: Append| Append {
-        event: None,
-        finish: Some(LONG),
-        ..event
-    };
-    // Its writer is known by a number on the standalone stream.
-    store.append(&[shared(session, 5, "x")]).await;
-    store.append(&[owned(session, at(1, 1), "one")]).await;
-    let tries = [
-        onto(shared(session, 6, "new")),
-        onto(shared(session, 5, "as old")),
-        onto(silent(shared(session, 7, ""))),
-    ];
-    assert_eq!(store.append(&tries).await, [FENCED; 3], "while it is open");
-    let last = Append {
-        finish: Some(LONG),
-        ..owned(session, at(1, 2), "two")
-    };
-    assert_eq!(store.append(&[last]).await, [Got::At(at(1, 2))]);
-    assert_eq!(store.append(&tries).await, [FENCED; 3], "when it has ended");
-    assert_eq!(store.read(session, "s").await.0.len(), 2);
-}
-
-#[tokio::test]
-async fn a_batch_sees_its_own_events() {
-    let store = Store::open().await;
-    let session = store.call().await;
-    let batch = [
-        owned(session, at(1, 1), "one"),
-        owned(session, at(2, 1), "two"),
-        owned(session, at(1, 1), "one"),
-        owned(session, at(1, 2), "never stored"),
-    ];
-    let (one, two) = (Got::At(at(1, 1)), Got::At(at(2, 1)));
-    let again = Got::Again(at(1, 1));
-    assert_eq!(store.append(&batch).await, [one, two, again, FENCED]);
-    assert_eq!(store.read(session, "s").await.0.len(), 2);
-
-    let tags = [5, 6, 6, 7, 5].map(|tag| shared(session, tag, "x"));
-    let answers = store.append(&tags).await;
-    let Got::At(first) = answers[0] else {
-        panic!("{answers:?}");
-    };
-    let next = |seq| at(first.epoch, first.seq + seq);
-    let (six, seven) = (next(1), next(2));
-    let rest = [
-        Got::At(six),
-        Got::Again(six),
-        Got::At(seven),
-        Got::Again(first),
-    ];
-    assert_eq!(answers[1..], rest);
-    assert_eq!(store.read(session, "standalone").await.0.len(), 3);
-}
-
-/// A batch is its appends one after another: what one evicts is gone for the next.
-#[tokio::test]
-async fn a_batch_sees_what_it_evicts() {
-    let store = Store::open().await;
+    let session = store.session().await;
     let keeping = |events, append| Append {
         keep_events: events,
         ..append
     };
-    let session = store.call().await;
-    let batch = [
-        keeping(1, owned(session, at(1, 1), "one")),
-        keeping(1, owned(session, at(2, 1), "two")),
-        keeping(1, owned(session, at(1, 1), "one")),
-    ];
-    let (one, two) = (Got::At(at(1, 1)), Got::At(at(2, 1)));
-    assert_eq!(store.append(&batch).await, [one, two, FENCED]);
-    // Told by the writer, in place of a number.
-    let session = store.call().await;
-    let batch = [
-        owned(session, at(1, 1), "one"),
-        Append {
-            trim: Some(at(1, 1)),
-            ..owned(session, at(2, 1), "two")
-        },
-        owned(session, at(1, 1), "one"),
-    ];
-    assert_eq!(store.append(&batch).await, [one, two, FENCED]);
-    // Who keeps more comes too late for what went before.
     let batch = [
         keeping(1, shared(session, 1, "one")),
         keeping(1, shared(session, 2, "two")),
@@ -233,77 +125,43 @@ async fn an_evicted_event_of_a_former_epoch_is_none_although_its_entry_is_there(
     assert_eq!(answers, [FENCED, FENCED, Got::Again(at(1, 3))]);
 }
 
+/// Each entry on its own merits, whatever the one before it was.
 #[tokio::test]
-async fn the_repeat_of_an_evicted_event_names_none_that_is_there() {
-    let store = Store::open().await;
-    let session = store.session().await;
-    let event = |tag| Append {
-        keep_events: 2,
-        ..shared(session, tag, "x")
-    };
-    for tag in 1..=4 {
-        store.append(&[event(tag)]).await;
-    }
-    let oldest = store.read(session, "standalone").await.1.oldest;
-    for tag in [1, 2] {
-        let Got::Again(position) = store.append(&[event(tag)]).await[0] else {
-            panic!("a repeat");
-        };
-        assert!(Some(position) < oldest, "{position:?} {oldest:?}");
-    }
-    // Before another event of its batch, too.
-    let Got::Again(position) = store.append(&[event(5), event(1)]).await[1] else {
-        panic!("a repeat");
-    };
-    let (events, state) = store.read(session, "standalone").await;
-    assert!(Some(position) < state.oldest, "{position:?} {state:?}");
-    assert_eq!(events.len(), 2);
-}
-
-/// Each entry on its own merits, whoever wrote the one before it.
-#[tokio::test]
-async fn each_entry_of_a_batch_has_its_own_writer() {
+async fn a_batch_may_have_appends_of_both_kinds_to_one_stream() {
     let store = Store::open().await;
     let session = store.call().await;
-    let of = |owner, seq| Append {
-        place: Place::Owned {
-            owner,
-            position: at(1, seq),
-        },
-        ..owned(session, at(1, 1), "x")
-    };
-    let stored = |seq| Got::At(at(1, seq));
-    let answers = store.append(&[of(A, 1), of(B, 2), of(A, 2)]).await;
-    assert_eq!(answers, [stored(1), FENCED, stored(2)]);
-    // The native command has this one, were it not for the other.
-    let answers = store.append(&[of(A, 3), of(B, 4)]).await;
-    assert_eq!(answers, [stored(3), FENCED]);
-
     let standalone = |append: Append| Append {
         stream: StreamId::standalone(),
         ..append
     };
-    let by = |writer, tag, text| Append {
-        place: Place::Shared { writer, tag },
-        ..shared(session, 1, text)
-    };
     let batch = [
-        standalone(of(A, 1)),
-        by(A, 7, "a"),
-        by(B, 7, "b"),
-        standalone(of(A, 1)),
-        by(A, 7, "a"),
-        by(B, 8, "c"),
+        standalone(owned(session, at(1, 1), "x")),
+        shared(session, 7, "a"),
+        standalone(owned(session, at(1, 1), "x")),
+        shared(session, 7, "a"),
+        shared(session, 8, "b"),
     ];
     let answers = store.append(&batch).await;
     assert_eq!(answers[0], Got::Refused(Appended::NoStream));
     let Got::At(first) = answers[1] else {
         panic!("{answers:?}");
     };
-    assert_eq!(answers[3..5], [FENCED, Got::Again(first)]);
+    assert_eq!(answers[2..4], [FENCED, Got::Again(first)]);
     let (events, _) = store.read(session, "standalone").await;
     let texts: Vec<_> = events.iter().map(|(_, _, text)| text.as_str()).collect();
-    assert_eq!(texts, ["a", "b", "c"]);
+    assert_eq!(texts, ["a", "b"]);
+    // To the stream of a call, beside an event that the native command would take.
+    let onto = |append: Append| Append {
+        stream: "s".parse().unwrap(),
+        ..append
+    };
+    for seq in 1..=3 {
+        let batch = [
+            owned(session, at(1, seq), "x"),
+            onto(shared(session, 8 + seq, "y")),
+        ];
+        assert_eq!(store.append(&batch).await, [Got::At(at(1, seq)), FENCED]);
+    }
 }
 
 /// The native command refuses what is not above the top; then a script tells.

@@ -4,28 +4,6 @@ use mcp_adapter_core::{SessionId, WaiterToken, storage::Storage};
 
 use super::{ME, Store, new_session};
 
-#[tokio::test]
-async fn each_creator_of_a_deleted_session_is_remembered() {
-    let store = Store::open().await;
-    let key = SessionId::generate().key();
-    let creators: Vec<_> = (1..=3)
-        .map(|creator| new_session(key, WaiterToken(creator)))
-        .collect();
-    for creator in &creators {
-        assert!(store.redis.create(creator).await.unwrap());
-        assert!(store.redis.delete(&key, &ME).await.unwrap().is_some());
-    }
-    for late in &creators {
-        assert!(
-            !store.redis.create(late).await.unwrap(),
-            "{:?}",
-            late.creator
-        );
-    }
-    let next = new_session(key, WaiterToken(4));
-    assert!(store.redis.create(&next).await.unwrap());
-}
-
 /// Memory is bounded, whatever a client does with one key.
 #[tokio::test]
 async fn tombstones_are_bounded_in_number_and_in_time() {

@@ -1,14 +1,14 @@
-//! Sweeping, and heartbeats.
+//! Sweeping.
 
 use std::time::Duration;
 
 use mcp_adapter_core::{
     SessionId, WaiterToken,
-    storage::{Append, Beat, Storage},
+    storage::{Append, Storage},
 };
 use tokio::time::{Instant, sleep};
 
-use super::{A, LONG, ME, Store, at, new_session, owned, shared};
+use super::{LONG, ME, Store, at, new_session, owned, shared};
 
 /// Sweeps until it is gone; how much was removed meanwhile.
 pub(super) async fn until_gone(store: &Store, gone: impl AsyncFn() -> bool) -> usize {
@@ -57,20 +57,4 @@ async fn what_expires_counts_once_and_what_is_deleted_does_not() {
     })
     .await;
     assert_eq!(removed, 2);
-}
-
-#[tokio::test]
-async fn a_counter_of_zero_is_one_like_any_other() {
-    let store = Store::open().await;
-    let zero = Beat {
-        instance: A,
-        count: 0,
-    };
-    for _ in 0..2 {
-        let beats = store.redis.heartbeat(zero, LONG).await.unwrap();
-        assert_eq!(beats, [zero]);
-    }
-    let one = Beat { count: 1, ..zero };
-    assert_eq!(store.redis.heartbeat(one, LONG).await.unwrap(), [one]);
-    assert_eq!(store.redis.heartbeat(zero, LONG).await.unwrap(), [one]);
 }
