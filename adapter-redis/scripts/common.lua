@@ -376,15 +376,20 @@ end
 -- Evicts the oldest events, down to `events` and `bytes`; never the newest,
 -- unless `all`.
 local function evict(name, m, at, events, bytes, all)
-  while (at.ev > events or at.by > bytes) and at.first and (at.ev > 1 or all) do
-    m.fe, m.fs = at.oe, at.os
-    if at.skip + 1 >= at.first.n then
-      local rest = all and at.ev <= 1
-      if rest then
+  local over = function() return (at.ev > events or at.by > bytes) and (at.ev > 1 or all) end
+  while over() and at.first do
+    local first, skip = at.first, at.skip
+    while skip < first.n and over() do
+      skip = skip + 1
+      at.ev, at.by = at.ev - 1, at.by - first.lens[skip]
+    end
+    m.fe, m.fs = first.e, first.first + skip - 1
+    if skip >= first.n then
+      if at.ev == 0 then
         m.te, m.ts = at.te, at.ts
         call('XTRIM', EVENTS .. name, 'MAXLEN', '=', 0)
       else
-        call('XTRIM', EVENTS .. name, 'MINID', '=', id(at.first.e, at.first.s + 1))
+        call('XTRIM', EVENTS .. name, 'MINID', '=', id(first.e, first.s + 1))
       end
     end
     at = span(name, m)
