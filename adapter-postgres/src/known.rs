@@ -33,6 +33,8 @@ pub(crate) fn lasts(sent: Instant, micros: i64) -> Instant {
 pub(crate) struct Lease {
     /// The stream's number in the database.
     pub(crate) id: i64,
+    /// The stream's only writer.
+    pub(crate) owner: InstanceId,
     /// The lease, as the database names it.
     pub(crate) fresh: i64,
     /// Until when it holds, by this host's clock.

@@ -17,8 +17,9 @@ use crate::{
 /// lines share one, which may have 8000 bytes.
 const TOLD: usize = 900;
 
-/// The order in which all batches take their rows.
-fn sorted<T>(batch: &[T], key: impl Fn(&T) -> ([u8; 32], Vec<u8>)) -> Vec<usize> {
+/// The order in which all batches take their rows. Stable: what has one key stays in
+/// the order of the batch.
+fn sorted<T, K: Ord>(batch: &[T], key: impl Fn(&T) -> K) -> Vec<usize> {
     let mut order: Vec<_> = (0..batch.len()).collect();
     order.sort_by_cached_key(|index| key(&batch[*index]));
     order
@@ -27,7 +28,9 @@ fn sorted<T>(batch: &[T], key: impl Fn(&T) -> ([u8; 32], Vec<u8>)) -> Vec<usize>
 impl Inner {
     pub(crate) async fn put_requests(&self, batch: &[PutRequest]) -> Result<Vec<Put>> {
         const OPERATION: &str = "put";
-        let order = sorted(batch, |put| (put.session.0, codec::id_bytes(&put.id)));
+        // By session alone: of one session's requests the first come first, and the
+        // others may be too many.
+        let order = sorted(batch, |put| put.session.0);
         let column = |of: fn(&PutRequest) -> i64| -> Vec<_> {
             order.iter().map(|index| of(&batch[*index])).collect()
         };
@@ -63,6 +66,7 @@ impl Inner {
 
     pub(crate) async fn settle(&self, batch: &[Settle]) -> Result<Vec<Settled>> {
         const OPERATION: &str = "settle";
+        // By id as well, for each locks its own row. Those of one id stay in order.
         let order = sorted(batch, |settle| {
             (settle.session.0, codec::id_bytes(&settle.id))
         });

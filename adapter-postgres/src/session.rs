@@ -71,6 +71,7 @@ impl Inner {
                 if let (Some(open), Some(id)) = (open, id) {
                     let lease = Lease {
                         id,
+                        owner: open.owner,
                         fresh: get(OPERATION, &row, 6)?,
                         until: lasts(sent, get(OPERATION, &row, 4)?),
                         last: Position::START,

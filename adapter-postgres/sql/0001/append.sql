@@ -14,8 +14,35 @@ BEGIN
     END IF;
 END $$;
 
+-- The standalone stream, locked; made where there is none or its time is over. What is
+-- `gone` with the former one is still to be taken off the counts.
+--
+-- One that is made again begins in an epoch above those of the former ones: its first
+-- place follows the top, which is there.
+CREATE FUNCTION {schema}.standalone_v1(p_sid bigint, p_name text, p_now timestamptz,
+    OUT its_row {schema}.stream, OUT gone bigint, OUT gone_bytes bigint)
+LANGUAGE plpgsql AS $$
+DECLARE
+    st stream;
+BEGIN
+    gone := 0;
+    gone_bytes := 0;
+    LOOP
+        SELECT * INTO st FROM stream x WHERE x.sid = p_sid AND x.name = p_name FOR NO KEY UPDATE;
+        IF FOUND THEN
+            its_row := st;
+            EXIT WHEN st.expires IS NULL OR st.expires > p_now;
+            SELECT * INTO gone, gone_bytes FROM remove_stream_v1(st.id);
+        END IF;
+        INSERT INTO stream (sid, name, epoch)
+        SELECT p_sid, p_name, CASE WHEN s.gone_epoch > 0 THEN s.gone_epoch + 1 ELSE 0 END
+        FROM session s WHERE s.sid = p_sid
+        ON CONFLICT (sid, name) DO NOTHING;
+    END LOOP;
+END $$;
+
 -- One append, with all checks. Codes: 0 stored, 1 fenced, 2 finished, 3 no stream,
--- 4 no session, 5 a repeat. `gone` and `gone_bytes`: what was trimmed for it.
+-- 4 no session, 5 a repeat. `gone` and `gone_bytes`: what was removed for it.
 CREATE FUNCTION {schema}.append_one_v1(p_key bytea, p_name text, p_shared boolean, p_writer bytea,
     p_epoch bigint, p_seq bigint, p_event boolean, p_data bytea,
     p_prev_epoch bigint, p_prev_seq bigint, p_finish bigint, p_end smallint,
@@ -31,7 +58,7 @@ DECLARE
     w shared_writer;
     e event;
     top record;
-    new_top record;
+    made record;
     until timestamptz;
 BEGIN
     gone := 0;
@@ -44,16 +71,14 @@ BEGIN
         RETURN;
     END IF;
     session_bytes := s.bytes;
-    FOR attempt IN 1..2 LOOP
+    IF p_shared THEN
+        SELECT * INTO made FROM standalone_v1(s.sid, p_name, t);
+        st := made.its_row;
+        gone := made.gone;
+        gone_bytes := made.gone_bytes;
+    ELSE
         SELECT * INTO st FROM stream x WHERE x.sid = s.sid AND x.name = p_name FOR NO KEY UPDATE;
-        IF FOUND AND st.expires <= t AND p_shared THEN
-            PERFORM remove_stream_v1(st.id);
-            st := NULL;
-        END IF;
-        EXIT WHEN st.id IS NOT NULL OR NOT p_shared;
-        INSERT INTO stream (sid, name) VALUES (s.sid, p_name)
-        ON CONFLICT (sid, name) DO NOTHING;
-    END LOOP;
+    END IF;
     IF st.id IS NULL OR st.expires <= t THEN
         code := 3;
         RETURN;
@@ -100,9 +125,14 @@ BEGIN
             code := 5;
             SELECT * INTO e FROM event x
             WHERE x.stream = st.id AND x.writer = p_writer AND x.tag = p_seq;
-            -- Of those that are no longer kept the last stands for all.
-            epoch := coalesce(e.epoch, w.epoch);
-            seq := coalesce(e.seq, w.seq);
+            IF NOT FOUND THEN
+                -- It is no longer kept, and neither is what is before the oldest.
+                SELECT * INTO e FROM event x WHERE x.stream = st.id
+                ORDER BY x.epoch, x.seq LIMIT 1;
+                e.seq := e.seq - 1;
+            END IF;
+            epoch := coalesce(e.epoch, top.epoch);
+            seq := coalesce(e.seq, top.seq);
         ELSIF st.ended IS NOT NULL THEN
             IF p_event THEN
                 code := 2;
@@ -123,11 +153,12 @@ BEGIN
                 seq := top.seq + 1;
             ELSE
                 seq := 1;
-                -- What the former histories gave out last nobody knows.
-                IF s.epoch < epoch THEN
-                    p_prev_epoch := epoch - 1;
-                    p_prev_seq := -1;
-                END IF;
+            END IF;
+            -- What former histories, and streams that are gone, gave out last nobody
+            -- knows.
+            IF seq = 1 AND s.epoch < epoch THEN
+                p_prev_epoch := epoch - 1;
+                p_prev_seq := -1;
             END IF;
         END IF;
     END IF;

@@ -77,6 +77,7 @@ DECLARE
     t timestamptz;
     s session;
     st stream;
+    made record;
 BEGIN
     SELECT * INTO s FROM session x WHERE x.key = p_key FOR KEY SHARE;
     t := clock_timestamp();
@@ -85,11 +86,13 @@ BEGIN
         RETURN;
     END IF;
     IF p_standalone THEN
-        INSERT INTO stream (sid, name) VALUES (s.sid, p_name)
-        ON CONFLICT (sid, name) DO NOTHING;
+        SELECT * INTO made FROM standalone_v1(s.sid, p_name, t);
+        st := made.its_row;
+        PERFORM uncount_v1(s.sid, s.principal, made.gone, made.gone_bytes);
+    ELSE
+        SELECT * INTO st FROM stream x WHERE x.sid = s.sid AND x.name = p_name FOR NO KEY UPDATE;
     END IF;
-    SELECT * INTO st FROM stream x WHERE x.sid = s.sid AND x.name = p_name FOR NO KEY UPDATE;
-    IF NOT FOUND OR st.expires <= t THEN
+    IF st.id IS NULL OR st.expires <= t THEN
         code := 2;
         RETURN;
     END IF;

@@ -13,6 +13,7 @@ DECLARE
     forgotten timestamptz;
     q request;
     pending boolean;
+    locked bigint;
 BEGIN
     FOR n IN 1..cardinality(p_key) LOOP
         i := n;
@@ -39,7 +40,14 @@ BEGIN
             RETURN NEXT;
             CONTINUE;
         END IF;
-        SELECT * INTO q FROM request x WHERE x.sid = number AND x.id = p_id[n] FOR UPDATE;
+        -- Answers lock their rows in the order of the ids. So does this, all that the
+        -- batch may replace in this session at once, or they would wait for each other.
+        IF locked IS DISTINCT FROM number THEN
+            PERFORM FROM request x WHERE x.sid = number AND x.id = ANY (p_id)
+            ORDER BY x.id FOR UPDATE;
+            locked := number;
+        END IF;
+        SELECT * INTO q FROM request x WHERE x.sid = number AND x.id = p_id[n];
         IF FOUND AND q.forget <= t THEN
             DELETE FROM request x WHERE x.sid = number AND x.id = p_id[n];
             q := NULL;

@@ -68,6 +68,8 @@ LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz;
     s session;
+    former stream;
+    gone record;
     until timestamptz;
 BEGIN
     code := 1;
@@ -82,8 +84,9 @@ BEGIN
         RETURN;
     END IF;
     IF p_name IS NOT NULL THEN
-        PERFORM FROM stream st WHERE st.sid = s.sid AND st.name = p_name;
-        IF NOT FOUND THEN
+        SELECT * INTO former FROM stream st WHERE st.sid = s.sid AND st.name = p_name;
+        -- One whose time is over is none, swept or not.
+        IF former.id IS NULL OR former.expires <= t THEN
             IF p_max_open <= (SELECT count(*) FROM (
                 SELECT FROM stream st
                 WHERE st.sid = s.sid AND st.ended IS NULL AND st.owner IS NOT NULL
@@ -95,6 +98,11 @@ BEGIN
                 WHERE p.principal = p_principal) THEN
                 code := 3;
                 RETURN;
+            END IF;
+            IF former.id IS NOT NULL THEN
+                SELECT * INTO gone FROM remove_stream_v1(former.id);
+                PERFORM uncount_v1(s.sid, s.principal, gone.events, gone.bytes);
+                s.bytes := s.bytes - gone.bytes;
             END IF;
             until := least(t + s.slack * interval '1 microsecond', s.hard);
             INSERT INTO stream (sid, name, owner, request, fresh, holder, number)

@@ -1,13 +1,36 @@
 -- Counting, trimming and removing. Sweeping waits for nobody: a row that somebody
 -- else has is left to the next round.
 
+-- Tells what was in it; the counts of its session are the caller's to change.
 CREATE FUNCTION {schema}.remove_stream_v1(p_stream bigint, OUT events bigint, OUT bytes bigint)
 LANGUAGE plpgsql AS $$
+DECLARE
+    st stream;
+    last bigint;
 BEGIN
-    WITH old AS (DELETE FROM event e WHERE e.stream = p_stream RETURNING length(e.data) AS size)
-    SELECT count(*), coalesce(sum(size), 0) INTO events, bytes FROM old;
-    DELETE FROM shared_writer w WHERE w.stream = p_stream;
-    DELETE FROM stream s WHERE s.id = p_stream;
+    DELETE FROM stream x WHERE x.id = p_stream RETURNING x.* INTO st;
+    WITH old AS (
+        DELETE FROM event e WHERE e.stream = p_stream RETURNING length(e.data) AS size, e.epoch
+    )
+    SELECT count(*), coalesce(sum(old.size), 0), max(old.epoch) INTO events, bytes, last FROM old;
+    IF st.owner IS NULL THEN
+        DELETE FROM shared_writer w WHERE w.stream = p_stream;
+        -- Its ids are not given out again.
+        UPDATE session s SET gone_epoch = greatest(s.gone_epoch, st.epoch, last)
+        WHERE s.sid = st.sid;
+    END IF;
+END $$;
+
+-- Takes what was removed off the counts of a session and of its principal.
+CREATE FUNCTION {schema}.uncount_v1(p_sid bigint, p_principal bytea, p_events bigint,
+    p_bytes bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_events > 0 THEN
+        UPDATE session s SET events = s.events - p_events, bytes = s.bytes - p_bytes
+        WHERE s.sid = p_sid;
+        PERFORM count_principal_v1(p_principal, -p_bytes);
+    END IF;
 END $$;
 
 -- Adds to the counts of sessions and their principals; tells the bytes after it.
@@ -111,7 +134,9 @@ BEGIN
     RETURN left_bytes;
 END $$;
 
--- One step of sweeping: at most `p_budget` things are removed or ended.
+-- One step of sweeping: at most `p_budget` things are looked at. `removed` counts those
+-- that had expired and those that belonged to the dead: a session with all that was in
+-- it is one of them, and what it leaves behind is none.
 CREATE FUNCTION {schema}.sweep_v1(p_budget bigint, p_dead bytea[], p_beat bigint[],
     p_lock bigint[], p_ttl bigint, p_ring boolean, OUT removed bigint, OUT more boolean)
 LANGUAGE plpgsql AS $$
@@ -121,13 +146,14 @@ DECLARE
     st stream;
     gone record;
     n bigint;
+    -- What is left of the budget.
+    room bigint := p_budget;
     events bigint := 0;
     doors bytea[] := '{}';
     texts text[] := '{}';
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
     removed := 0;
-    more := false;
     -- What belongs to the dead. Their locks come first, as in every step.
     FOR r IN SELECT * FROM unnest(p_dead, p_beat, p_lock) u (instance, beat, lock) LOOP
         CONTINUE WHEN NOT pg_try_advisory_xact_lock(r.lock);
@@ -135,10 +161,11 @@ BEGIN
         FOR st IN
             SELECT x.* FROM stream x JOIN session s ON s.sid = x.sid AND s.expires > t
             WHERE x.owner = r.instance AND x.ended IS NULL
-            LIMIT p_budget - removed FOR NO KEY UPDATE OF x SKIP LOCKED
+            LIMIT room FOR NO KEY UPDATE OF x SKIP LOCKED
         LOOP
             PERFORM lose_owner_v1(st, p_ttl);
             removed := removed + 1;
+            room := room - 1;
             IF st.holder IS NOT NULL THEN
                 doors := doors || st.holder;
                 texts := texts || (SELECT wake_v1(s.key, st.name) FROM session s
@@ -149,19 +176,19 @@ BEGIN
         FROM (
             SELECT x.sid, x.id FROM request x JOIN session s ON s.sid = x.sid AND s.expires > t
             WHERE x.owner = r.instance AND x.outcome IS NULL AND x.due > t
-            LIMIT p_budget - removed FOR UPDATE OF x SKIP LOCKED
+            LIMIT room FOR UPDATE OF x SKIP LOCKED
         ) l
         WHERE q.sid = l.sid AND q.id = l.id;
         GET DIAGNOSTICS n = ROW_COUNT;
         removed := removed + n;
+        room := room - n;
     END LOOP;
     -- Expired sessions; one that was used since is looked at when it is due again.
-    n := 0;
     FOR r IN
         SELECT s.sid, s.principal, s.bytes, s.expires FROM session s WHERE s.sweep_at <= t
-        ORDER BY s.sweep_at LIMIT p_budget - removed FOR UPDATE SKIP LOCKED
+        ORDER BY s.sweep_at LIMIT room FOR UPDATE SKIP LOCKED
     LOOP
-        n := n + 1;
+        room := room - 1;
         IF r.expires > t THEN
             UPDATE session s SET sweep_at = s.expires WHERE s.sid = r.sid;
         ELSE
@@ -169,49 +196,48 @@ BEGIN
             removed := removed + 1;
         END IF;
     END LOOP;
-    more := n > 0 AND removed >= p_budget;
     -- Streams that ended long enough ago, together with their session, for its counts.
     FOR r IN
         SELECT x.id, s.sid, s.principal FROM stream x JOIN session s ON s.sid = x.sid
         WHERE x.expires <= t
-        ORDER BY x.expires LIMIT p_budget - removed FOR UPDATE SKIP LOCKED
+        ORDER BY x.expires LIMIT room FOR UPDATE SKIP LOCKED
     LOOP
         SELECT * INTO gone FROM remove_stream_v1(r.id);
-        IF gone.events > 0 THEN
-            UPDATE session s SET events = s.events - gone.events, bytes = s.bytes - gone.bytes
-            WHERE s.sid = r.sid;
-            PERFORM count_principal_v1(r.principal, -gone.bytes);
-        END IF;
+        PERFORM uncount_v1(r.sid, r.principal, gone.events, gone.bytes);
         removed := removed + 1;
+        room := room - 1;
         events := events + gone.events;
         EXIT WHEN events > 20000;
     END LOOP;
-    -- What sessions that are gone have left behind.
-    FOR r IN
-        SELECT g.sid FROM grave g ORDER BY g.sid LIMIT p_budget - removed FOR UPDATE SKIP LOCKED
-    LOOP
-        EXIT WHEN events > 20000 OR removed >= p_budget;
-        FOR st IN SELECT x.* FROM stream x WHERE x.sid = r.sid LIMIT p_budget - removed LOOP
-            SELECT * INTO gone FROM remove_stream_v1(st.id);
-            removed := removed + 1;
-            events := events + gone.events;
-            EXIT WHEN events > 20000;
-        END LOOP;
-        EXIT WHEN events > 20000 OR removed >= p_budget;
-        DELETE FROM request q USING (
-            SELECT x.sid, x.id FROM request x WHERE x.sid = r.sid LIMIT p_budget - removed
-        ) l WHERE q.sid = l.sid AND q.id = l.id;
-        GET DIAGNOSTICS n = ROW_COUNT;
-        removed := removed + n;
-        EXIT WHEN removed >= p_budget;
-        DELETE FROM grave g WHERE g.sid = r.sid;
-    END LOOP;
+    -- Requests of which nobody asks any more.
     DELETE FROM request q USING (
-        SELECT x.sid, x.id FROM request x WHERE x.forget <= t
-        ORDER BY x.forget LIMIT p_budget - removed FOR UPDATE SKIP LOCKED
+        SELECT x.sid, x.id FROM request x JOIN session s ON s.sid = x.sid WHERE x.forget <= t
+        ORDER BY x.forget LIMIT room FOR UPDATE OF x SKIP LOCKED
     ) l WHERE q.sid = l.sid AND q.id = l.id;
     GET DIAGNOSTICS n = ROW_COUNT;
     removed := removed + n;
+    room := room - n;
+    -- What sessions that are gone have left behind.
+    FOR r IN
+        SELECT g.sid FROM grave g ORDER BY g.sid LIMIT room FOR UPDATE SKIP LOCKED
+    LOOP
+        FOR st IN SELECT x.* FROM stream x WHERE x.sid = r.sid LIMIT room LOOP
+            SELECT * INTO gone FROM remove_stream_v1(st.id);
+            room := room - 1;
+            events := events + gone.events;
+            EXIT WHEN events > 20000;
+        END LOOP;
+        EXIT WHEN events > 20000 OR room <= 0;
+        DELETE FROM request q USING (
+            SELECT x.sid, x.id FROM request x WHERE x.sid = r.sid LIMIT room
+        ) l WHERE q.sid = l.sid AND q.id = l.id;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        room := room - n;
+        EXIT WHEN room <= 0;
+        DELETE FROM grave g WHERE g.sid = r.sid;
+        room := room - 1;
+        EXIT WHEN room <= 0;
+    END LOOP;
     -- Small things, which are not counted.
     DELETE FROM tombstone d USING (
         SELECT x.key, x.creator FROM tombstone x WHERE x.expires <= t
@@ -229,7 +255,7 @@ BEGIN
     IF p_ring AND cardinality(doors) > 0 THEN
         PERFORM ring_v1(doors, texts);
     END IF;
-    more := more OR removed >= p_budget OR events > 20000;
+    more := room <= 0 OR events > 20000;
 END $$;
 
 -- Looks for events without a stream, from `p_from` on, and for principals without

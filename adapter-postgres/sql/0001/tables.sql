@@ -32,6 +32,8 @@ CREATE TABLE {schema}.session (
     sweep_at timestamptz NOT NULL,
     -- The epoch of shared streams when it was created.
     epoch bigint NOT NULL,
+    -- The highest epoch of a standalone stream that is gone; 0: there was none.
+    gone_epoch bigint NOT NULL DEFAULT 0,
     events bigint NOT NULL DEFAULT 0,
     bytes bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 70, {vacuum});

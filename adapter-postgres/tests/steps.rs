@@ -1,0 +1,415 @@
+//! Steps of the storage, where what they leave in the tables is to be seen.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{Setting, number};
+use mcp_adapter_core::{
+    InstanceId, OutcomeKind, Position, PrincipalKey, RpcId, SessionId, SessionKey, StreamId,
+    WaiterToken,
+    storage::{
+        Append, Appended, Cursor, Dead, Entered, Held, Hold, NewEvent, NewSession, OpenStream,
+        Place, Put, PutRequest, Read, Settle, Storage, StreamEnd,
+    },
+};
+use mcp_adapter_postgres::{PostgresOptions, PostgresStorage, sqlx::PgConnection};
+use tokio::time::sleep;
+
+const A: InstanceId = InstanceId(10);
+const B: InstanceId = InstanceId(11);
+const ME: PrincipalKey = PrincipalKey([7; 32]);
+const LONG: Duration = Duration::from_secs(600);
+/// Far above the granularity of the server's clock.
+const SHORT: Duration = Duration::from_millis(100);
+
+struct Steps {
+    _setting: Setting,
+    storage: PostgresStorage,
+    admin: PgConnection,
+    session: SessionKey,
+}
+
+impl Steps {
+    /// A storage, and a session in it.
+    async fn start() -> Self {
+        let setting = Setting::start(&[]).await;
+        let options: PostgresOptions = setting.url.parse().unwrap();
+        // No engine sweeps here.
+        let options = options.schema("steps");
+        let storage = PostgresStorage::connect(options, &common::limits()).await;
+        let storage = storage.unwrap();
+        storage.attach(A).await.unwrap();
+        let admin = setting.admin().await;
+        let mut steps = Self {
+            _setting: setting,
+            storage,
+            admin,
+            session: SessionKey([0; 32]),
+        };
+        steps.session = steps.create(LONG).await;
+        steps
+    }
+
+    async fn create(&self, idle_ttl: Duration) -> SessionKey {
+        let session = SessionId::generate().key();
+        let new = NewSession {
+            session,
+            principal: ME,
+            record: Bytes::from_static(b"{}"),
+            idle_ttl,
+            absolute_ttl: None,
+            creator: WaiterToken::generate(),
+        };
+        assert!(self.storage.create(&new).await.unwrap());
+        session
+    }
+
+    fn shared(&self, tag: u64, data: &str) -> Append {
+        Append {
+            session: self.session,
+            stream: StreamId::standalone(),
+            place: Place::Shared { writer: A, tag },
+            event: Some(NewEvent {
+                prev: None,
+                data: Bytes::copy_from_slice(data.as_bytes()),
+            }),
+            finish: None,
+            end: StreamEnd::Finished,
+            keep_events: 1000,
+            keep_bytes: 1 << 20,
+            trim: None,
+            wake: None,
+        }
+    }
+
+    fn owned(&self, seq: u64, data: &str) -> Append {
+        Append {
+            stream: "s".parse().unwrap(),
+            place: Place::Owned {
+                owner: A,
+                position: Position::new(1, seq),
+            },
+            ..self.shared(0, data)
+        }
+    }
+
+    async fn append(&self, append: Append) -> Appended {
+        self.storage.append(&[append]).await.unwrap().remove(0)
+    }
+
+    async fn stored(&self, append: Append) -> Position {
+        match self.append(append).await {
+            Appended::Stored { position, .. } => position,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn open(&self) {
+        let open = OpenStream {
+            stream: "s".parse().unwrap(),
+            owner: A,
+            request: RpcId::Number(1),
+            max_open: 128,
+            max_principal_bytes: u64::MAX,
+        };
+        let entered = self.storage.enter(&self.session, &ME, Some(&open)).await;
+        assert!(matches!(entered.unwrap(), Entered::Session { .. }));
+    }
+
+    async fn read(&self, stream: &str) -> Read {
+        let cursor = Cursor {
+            session: self.session,
+            stream: stream.parse().unwrap(),
+            after: Position::START,
+            max_events: 1000,
+            max_bytes: 1 << 20,
+            touch: false,
+        };
+        self.storage.read(&[cursor]).await.unwrap().remove(0)
+    }
+
+    /// What the session and its principal are said to have, and what they have.
+    async fn is_counted(&mut self) {
+        // Writes what is not counted yet.
+        self.storage.stats().await.unwrap();
+        let bytes = "SELECT coalesce(sum(length(data)), 0)::bigint FROM steps.event";
+        let bytes = number(&mut self.admin, bytes).await;
+        let events = number(&mut self.admin, "SELECT count(*) FROM steps.event").await;
+        for (counted, is) in [
+            ("SELECT bytes FROM steps.session", bytes),
+            ("SELECT events FROM steps.session", events),
+            (
+                "SELECT coalesce(sum(bytes), 0)::bigint FROM steps.principal_bytes",
+                bytes,
+            ),
+        ] {
+            assert_eq!(number(&mut self.admin, counted).await, is, "{counted}");
+        }
+    }
+
+    async fn hold(&self, me: InstanceId, hold: Hold) -> Held {
+        let stream = StreamId::standalone();
+        let held = self.storage.hold(&self.session, &stream, me, hold);
+        held.await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_of_use_to_its_owner_only() {
+    let steps = Steps::start().await;
+    steps.open().await;
+    steps.stored(steps.owned(1, "1")).await;
+    let thief = Append {
+        place: Place::Owned {
+            owner: B,
+            position: Position::new(1, 2),
+        },
+        ..steps.owned(2, "x")
+    };
+    assert_eq!(steps.append(thief).await, Appended::Fenced);
+    assert_eq!(steps.stored(steps.owned(2, "2")).await.seq, 2);
+}
+
+/// Who passes that payload on under the id that is told would tell it twice, or tell
+/// another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_repeat_of_an_evicted_event_names_no_event_that_is_kept() {
+    let steps = Steps::start().await;
+    for tag in 1..=4 {
+        let append = Append {
+            keep_events: 2,
+            ..steps.shared(tag, &tag.to_string())
+        };
+        steps.stored(append).await;
+    }
+    let Read::Page { events, state } = steps.read(StreamId::standalone().as_str()).await else {
+        panic!("no stream");
+    };
+    assert_eq!(events.len(), 2);
+    for tag in 1..=2 {
+        let at = steps.stored(steps.shared(tag, "")).await;
+        assert!(Some(at) < state.oldest, "tag {tag} at {at:?}");
+    }
+    for (tag, event) in (3..=4).zip(&events) {
+        assert_eq!(steps.stored(steps.shared(tag, "")).await, event.position);
+    }
+    // All of them are gone: any place will do.
+    steps.storage.shrink(&steps.session, 0).await.unwrap();
+    for tag in 1..=4 {
+        let at = steps.stored(steps.shared(tag, "")).await;
+        assert!(at <= state.top, "tag {tag} at {at:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_opened_anew_under_the_name_of_one_that_is_over() {
+    let mut steps = Steps::start().await;
+    steps.open().await;
+    steps.stored(steps.owned(1, "1234")).await;
+    let end = Append {
+        finish: Some(SHORT),
+        ..steps.owned(2, "12")
+    };
+    steps.stored(end).await;
+    steps.is_counted().await;
+    sleep(SHORT * 2).await;
+    steps.open().await;
+    steps.is_counted().await;
+    assert_eq!(
+        number(&mut steps.admin, "SELECT count(*) FROM steps.event").await,
+        0,
+        "what was in the former one is gone"
+    );
+    assert_eq!(
+        steps.stored(steps.owned(1, "new")).await,
+        Position::new(1, 1)
+    );
+    steps.is_counted().await;
+}
+
+/// By whatever step it is made again: its ids are not given out again, and a reader
+/// that was behind is told of a gap.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_standalone_stream_is_made_again_and_counted() {
+    let mut steps = Steps::start().await;
+    let end = |steps: &Steps, tag| Append {
+        finish: Some(SHORT),
+        ..steps.shared(tag, "12345")
+    };
+    let first = steps.stored(steps.shared(1, "1234")).await;
+    let last = steps.stored(end(&steps, 2)).await;
+    assert_eq!((first.epoch, last.seq), (last.epoch, 2));
+    steps.is_counted().await;
+    sleep(SHORT * 2).await;
+    // By a hold.
+    let held = steps.hold(A, Hold::TakeFrom(None)).await;
+    let Held::Done { number: 1, .. } = held else {
+        panic!("{held:?}");
+    };
+    steps.is_counted().await;
+    let mut former = last;
+    for tag in 3..6 {
+        let at = steps.stored(end(&steps, tag)).await;
+        assert_eq!((at.epoch, at.seq), (former.epoch + 1, 1), "tag {tag}");
+        let Read::Page { events, .. } = steps.read(StreamId::standalone().as_str()).await else {
+            panic!("no stream");
+        };
+        assert_eq!(events[0].prev, Some(Position::new(former.epoch, u64::MAX)));
+        assert!(!at.follows(events[0].prev, former), "a reader sees a gap");
+        steps.is_counted().await;
+        former = at;
+        sleep(SHORT * 2).await;
+        match tag {
+            // By an append, after nothing or after a sweep.
+            3 => {}
+            4 => {
+                let swept = steps.storage.sweep(100, &[], LONG).await.unwrap();
+                assert_eq!(swept.removed, 1, "{swept:?}");
+                steps.is_counted().await;
+            }
+            _ => {
+                steps.storage.shrink(&steps.session, 0).await.unwrap();
+                steps.is_counted().await;
+            }
+        }
+    }
+    let at = steps.stored(steps.shared(6, "6")).await;
+    assert_eq!((at.epoch, at.seq), (former.epoch + 1, 1));
+    assert_eq!(steps.stored(steps.shared(7, "7")).await.seq, 2);
+    steps.is_counted().await;
+}
+
+fn put(steps: &Steps, id: i64, max_pending: usize) -> PutRequest {
+    PutRequest {
+        session: steps.session,
+        id: RpcId::Number(id),
+        token: WaiterToken::generate(),
+        owner: A,
+        timeout: LONG,
+        result_ttl: LONG,
+        max_pending,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_a_batch_are_stored_in_their_order() {
+    let steps = Steps::start().await;
+    let batch = [put(&steps, 2, 1), put(&steps, 1, 1)];
+    let answers = steps.storage.put_requests(&batch).await.unwrap();
+    assert_eq!(answers, [Put::Done, Put::TooMany]);
+}
+
+fn settle(steps: &Steps, id: i64) -> Settle {
+    Settle {
+        session: steps.session,
+        id: RpcId::Number(id),
+        token: None,
+        outcome: OutcomeKind::Answered,
+        payload: Bytes::new(),
+        dead: None,
+        attempt: WaiterToken::generate(),
+    }
+}
+
+/// The order of a batch is not that of the ids, in which answers take them. So batches
+/// must not lock them one by one.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_replace_others_wait_for_no_answer_in_a_circle() {
+    const IDS: std::ops::Range<i64> = 0..8;
+    let mut steps = Steps::start().await;
+    let all: Vec<_> = IDS.map(|id| put(&steps, id, 100)).collect();
+    steps.storage.put_requests(&all).await.unwrap();
+    for _ in 0..100 {
+        let again: Vec<_> = IDS.rev().map(|id| put(&steps, id, 100)).collect();
+        let ends: Vec<_> = IDS.map(|id| settle(&steps, id)).collect();
+        let (put, settled) = tokio::join!(
+            steps.storage.put_requests(&again),
+            steps.storage.settle(&ends),
+        );
+        assert!(put.unwrap().iter().all(|put| *put != Put::TooMany));
+        settled.unwrap();
+    }
+    let deadlocks = "SELECT sum(deadlocks)::bigint FROM pg_stat_database";
+    assert_eq!(number(&mut steps.admin, deadlocks).await, 0);
+}
+
+/// Sweeps until nothing is left to do; what it says was removed.
+async fn swept(steps: &Steps, dead: &[Dead]) -> usize {
+    let mut removed = 0;
+    for _ in 0..100 {
+        let swept = steps.storage.sweep(1, dead, LONG).await.unwrap();
+        removed += swept.removed;
+        if !swept.more {
+            return removed;
+        }
+    }
+    panic!("there is always more to do");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sweeping_counts_what_had_expired_and_what_belonged_to_the_dead() {
+    let mut steps = Steps::start().await;
+    let fill = async |steps: &Steps, ttl| {
+        steps.open().await;
+        steps.stored(steps.owned(1, "1")).await;
+        steps.stored(steps.shared(1, "1")).await;
+        let request = PutRequest {
+            timeout: ttl,
+            result_ttl: ttl,
+            ..put(steps, 1, 9)
+        };
+        steps.storage.put_requests(&[request]).await.unwrap();
+    };
+    fill(&steps, LONG).await;
+    assert!(
+        steps
+            .storage
+            .delete(&steps.session, &ME)
+            .await
+            .unwrap()
+            .is_some()
+    );
+    assert_eq!(swept(&steps, &[]).await, 0, "what a delete has left behind");
+
+    // Long enough for a slow machine to fill it.
+    steps.session = steps.create(SHORT * 20).await;
+    fill(&steps, LONG).await;
+    sleep(SHORT * 25).await;
+    assert_eq!(
+        swept(&steps, &[]).await,
+        1,
+        "a session with all that is in it"
+    );
+
+    steps.session = steps.create(LONG).await;
+    fill(&steps, SHORT).await;
+    let end = Append {
+        finish: Some(SHORT),
+        ..steps.owned(2, "2")
+    };
+    steps.stored(end).await;
+    sleep(SHORT * 3).await;
+    assert_eq!(swept(&steps, &[]).await, 2, "a stream and a request");
+
+    fill(&steps, LONG).await;
+    let dead = Dead {
+        instance: A,
+        beat: None,
+    };
+    assert_eq!(
+        swept(&steps, &[dead]).await,
+        2,
+        "a stream and a request of the dead"
+    );
+    assert_eq!(swept(&steps, &[dead]).await, 0);
+    let left =
+        "SELECT (SELECT count(*) FROM steps.stream) * 10 + (SELECT count(*) FROM steps.request)";
+    assert_eq!(
+        number(&mut steps.admin, left).await,
+        21,
+        "and two streams are there"
+    );
+}
