@@ -218,6 +218,8 @@ impl Inner {
                 position,
                 holder: lease.holder,
                 usage: Usage::default(),
+                // A place that was taken would have failed the batch.
+                repeat: false,
             });
         }
         let mut last = None;
@@ -299,6 +301,7 @@ impl Inner {
             position: at,
             holder,
             usage: Usage::default(),
+            repeat: code == 5,
         })
     }
 

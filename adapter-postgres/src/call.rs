@@ -29,7 +29,7 @@ functions! {
     attach "attach_v1" 3;
     create "create_v1" 7;
     enter "enter_v1" 7;
-    update "update_v1" 3;
+    update "update_v1" 5;
     delete "delete_v1" 3;
     append "append_v1" 36;
     append_quick "append_quick_v1" 9;

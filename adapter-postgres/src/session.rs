@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mcp_adapter_core::{
     InstanceId, Position, PrincipalKey, Result, SessionKey,
-    storage::{Entered, NewSession, OpenStream, Updated},
+    storage::{Entered, NewSession, OpenStream, UpdateSession, Updated},
 };
 use tokio::time::Instant;
 
@@ -92,17 +92,14 @@ impl Inner {
         }
     }
 
-    pub(crate) async fn update(
-        &self,
-        session: &SessionKey,
-        revision: u64,
-        record: &[u8],
-    ) -> Result<Updated> {
+    pub(crate) async fn update(&self, update: &UpdateSession) -> Result<Updated> {
         const OPERATION: &str = "update";
         let given = Given::new()
-            .bind(session.0)
-            .bind(bits(revision))
-            .bind(record);
+            .bind(update.session.0)
+            .bind(update.principal.0)
+            .bind(bits(update.revision))
+            .bind(&update.record[..])
+            .bind(update.attempt.0.to_be_bytes());
         let sql = &self.functions().update;
         let row = self.run_one(OPERATION, Who::Caller, sql, given).await?;
         Ok(match get::<Option<i64>>(OPERATION, &row, 0)? {

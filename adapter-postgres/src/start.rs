@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mcp_adapter_core::storage::REMEMBERED;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row,
     postgres::{PgConnectOptions, PgRow},
@@ -40,6 +41,7 @@ const VACUUM: &str = "autovacuum_vacuum_scale_factor = 0.02, \
 
 fn fill(sql: &str, schema: &str) -> String {
     sql.replace("{vacuum}", VACUUM)
+        .replace("{remembered}", &REMEMBERED.to_string())
         .replace("{schema}", &format!("\"{schema}\""))
 }
 

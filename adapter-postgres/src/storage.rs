@@ -3,7 +3,6 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::stream::BoxStream;
 use mcp_adapter_core::{
     Applied, Cancelled, Capabilities, Error, ErrorKind, InstanceId, PrincipalKey, Result, RpcId,
@@ -11,7 +10,7 @@ use mcp_adapter_core::{
     storage::{
         Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
         NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
-        Settled, Storage, Swept, Updated,
+        Settled, Storage, Swept, UpdateSession, Updated,
     },
 };
 use parking_lot::Mutex;
@@ -222,8 +221,8 @@ impl Storage for PostgresStorage {
         self.0.enter(session, principal, open).await
     }
 
-    async fn update(&self, session: &SessionKey, revision: u64, record: Bytes) -> Result<Updated> {
-        self.0.update(session, revision, &record).await
+    async fn update(&self, update: &UpdateSession) -> Result<Updated> {
+        self.0.update(update).await
     }
 
     async fn delete(

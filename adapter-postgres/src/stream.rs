@@ -5,13 +5,16 @@ use std::{collections::BTreeSet, time::Duration};
 use bytes::Bytes;
 use mcp_adapter_core::{
     Cancelled, InstanceId, Position, Result, RpcId, SessionKey, StreamId,
-    storage::{Claim, Cursor, Held, Hold, Holder, Read, StoredEvent, StreamEnd, StreamState},
+    storage::{
+        Claim, Cursor, Held, Hold, HoldStart, Holder, Read, StoredEvent, StreamEnd, StreamState,
+    },
 };
 use sqlx::postgres::PgRow;
 
 use crate::{
     call::{Given, after, all, bits, count, get, index, micros, odd, position},
     codec,
+    error::corrupt,
     pool::Who,
     storage::Inner,
 };
@@ -30,7 +33,8 @@ fn at(operation: &'static str, row: &PgRow, epoch: usize, seq: usize) -> Result<
     )
 }
 
-/// The columns from `first` on: top, oldest, end, owner, holder, its number, cancelled.
+/// The columns from `first` on: top, oldest, end, owner, holder, its number, cancelled,
+/// holds.
 fn state(operation: &'static str, row: &PgRow, first: usize) -> Result<StreamState> {
     let end = match get::<Option<i16>>(operation, row, first + 4)? {
         None => None,
@@ -53,7 +57,22 @@ fn state(operation: &'static str, row: &PgRow, first: usize) -> Result<StreamSta
             number: number.cast_unsigned(),
         }),
         cancelled: get(operation, row, first + 8)?,
+        holds: holds(operation, row, first + 9)?,
     })
+}
+
+fn holds(operation: &'static str, row: &PgRow, column: usize) -> Result<Vec<HoldStart>> {
+    let numbers: Option<Vec<i64>> = get(operation, row, column)?;
+    let numbers = numbers.unwrap_or_default();
+    let start = |start: &[i64; 3]| {
+        let [number, epoch, seq] = *start;
+        let began = position(operation, Some(epoch), Some(seq))?;
+        Ok(HoldStart {
+            number: number.cast_unsigned(),
+            began: began.ok_or_else(|| odd(operation))?,
+        })
+    };
+    numbers.as_chunks().0.iter().map(start).collect()
 }
 
 impl Inner {
@@ -93,13 +112,16 @@ impl Inner {
                     },
                 });
             }
-            if let (Some(Read::Page { events, .. }), Some(position)) =
-                (&mut answers[place], at(READ, row, 12, 13)?)
+            if let (Some(Read::Page { events, state }), Some(position)) =
+                (&mut answers[place], at(READ, row, 13, 14)?)
             {
-                let data: Option<Vec<u8>> = get(READ, row, 16)?;
+                if state.holds.is_empty() {
+                    state.holds = holds(READ, row, 12)?;
+                }
+                let data: Option<Vec<u8>> = get(READ, row, 17)?;
                 events.push(StoredEvent {
                     position,
-                    prev: at(READ, row, 14, 15)?,
+                    prev: at(READ, row, 15, 16)?,
                     data: data.map(Bytes::from),
                 });
             }
@@ -127,6 +149,7 @@ impl Inner {
                 (1, from.map(|from| from.instance), number, Position::START)
             }
             Hold::Release { number, cursor } => (RELEASE, None, number, cursor),
+            Hold::Continue { number } => (3, None, number, Position::START),
         };
         let given = Given::new()
             .bind(session.0)
@@ -164,6 +187,7 @@ impl Inner {
             }
             2 => Ok(Held::NoStream),
             3 => Ok(Held::NoSession),
+            4 => Ok(Held::Past),
             _ => Err(odd(HOLD)),
         }
     }
@@ -197,7 +221,11 @@ impl Inner {
         let row = rows.first().ok_or_else(|| odd(OPERATION))?;
         match get::<Option<i16>>(OPERATION, row, 0)? {
             None => Ok(None),
-            Some(0) => Ok(Some(Cancelled::Marked)),
+            Some(0) => {
+                let name: &str = get(OPERATION, row, 1)?;
+                let stream = name.parse().map_err(|error| corrupt(OPERATION, error))?;
+                Ok(Some(Cancelled::Marked(stream)))
+            }
             Some(1) => Ok(Some(Cancelled::NotRunning)),
             Some(2) => Ok(Some(Cancelled::Ambiguous)),
             Some(_) => Err(odd(OPERATION)),

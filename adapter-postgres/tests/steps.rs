@@ -25,8 +25,15 @@ const LONG: Duration = Duration::from_secs(600);
 /// Far above the granularity of the server's clock.
 const SHORT: Duration = Duration::from_millis(100);
 
+/// A handle where no engine sweeps.
+async fn connect(setting: &Setting) -> PostgresStorage {
+    let options: PostgresOptions = setting.url.parse().unwrap();
+    let storage = PostgresStorage::connect(options.schema("steps"), &common::limits()).await;
+    storage.unwrap()
+}
+
 struct Steps {
-    _setting: Setting,
+    setting: Setting,
     storage: PostgresStorage,
     admin: PgConnection,
     session: SessionKey,
@@ -36,15 +43,11 @@ impl Steps {
     /// A storage, and a session in it.
     async fn start() -> Self {
         let setting = Setting::start(&[]).await;
-        let options: PostgresOptions = setting.url.parse().unwrap();
-        // No engine sweeps here.
-        let options = options.schema("steps");
-        let storage = PostgresStorage::connect(options, &common::limits()).await;
-        let storage = storage.unwrap();
+        let storage = connect(&setting).await;
         storage.attach(A).await.unwrap();
         let admin = setting.admin().await;
         let mut steps = Self {
-            _setting: setting,
+            setting,
             storage,
             admin,
             session: SessionKey([0; 32]),
@@ -171,6 +174,40 @@ async fn a_lease_is_of_use_to_its_owner_only() {
     };
     assert_eq!(steps.append(thief).await, Appended::Fenced);
     assert_eq!(steps.stored(steps.owned(2, "2")).await.seq, 2);
+}
+
+/// A repeat is told as one, whichever way it goes, and the next append goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_of_an_append_with_a_lease_is_told() {
+    let steps = Steps::start().await;
+    steps.open().await;
+    let repeats = async |seqs: &[u64]| -> Vec<bool> {
+        let batch: Vec<_> = seqs
+            .iter()
+            .map(|seq| steps.owned(*seq, &seq.to_string()))
+            .collect();
+        let answers = steps.storage.append(&batch).await.unwrap();
+        let answers = answers.iter().zip(seqs).map(|(answer, seq)| match answer {
+            Appended::Stored {
+                position, repeat, ..
+            } => {
+                assert_eq!(*position, Position::new(1, *seq));
+                *repeat
+            }
+            other => panic!("{other:?}"),
+        });
+        answers.collect()
+    };
+    assert_eq!(repeats(&[1, 2]).await, [false, false], "with a lease");
+    assert_eq!(repeats(&[2]).await, [true]);
+    assert_eq!(repeats(&[3]).await, [false], "with all checks");
+    assert_eq!(repeats(&[4]).await, [false], "with a lease again");
+    assert_eq!(repeats(&[4, 5]).await, [true, false]);
+    // What this handle does not know of is there all the same.
+    let other = connect(&steps.setting).await;
+    let next = [steps.owned(6, "6"), steps.owned(7, "7")];
+    other.append(&next).await.unwrap();
+    assert_eq!(repeats(&[6, 7, 8]).await, [true, true, false]);
 }
 
 /// Who passes that payload on under the id that is told would tell it twice, or tell

@@ -1,12 +1,12 @@
 -- Reads and holders.
 
--- Several cursors, each with all of its rows from one moment. `p_touch` slides
--- those sessions.
+-- Several cursors, each with all of its rows from one moment; `holds` comes with the
+-- first of them. `p_touch` slides those sessions.
 CREATE FUNCTION {schema}.read_v1(p_key bytea[], p_name text[], p_epoch bigint[], p_seq bigint[],
     p_events bigint[], p_bytes bigint[], p_touch bytea[])
 RETURNS TABLE (i bigint, alive boolean, id bigint, top_epoch bigint, top_seq bigint,
     first_epoch bigint, first_seq bigint, ended smallint, owner bytea,
-    holder bytea, number bigint, cancelled boolean,
+    holder bytea, number bigint, cancelled boolean, holds bigint[],
     epoch bigint, seq bigint, prev_epoch bigint, prev_seq bigint, data bytea)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -31,6 +31,7 @@ BEGIN
         CASE WHEN (st.epoch, st.seq) >= (l.epoch, l.seq) OR l.epoch IS NULL
             THEN st.seq ELSE l.seq END,
         f.epoch, f.seq, st.ended, st.owner, st.holder, st.number, st.cancelled,
+        CASE WHEN e.n > 1 THEN NULL ELSE st.holds END,
         e.epoch, e.seq, e.prev_epoch, e.prev_seq, e.data
     FROM unnest(p_key, p_name, p_epoch, p_seq, p_events, p_bytes) WITH ORDINALITY
         c (key, name, epoch, seq, events, bytes, i)
@@ -64,20 +65,21 @@ BEGIN
     ) e ON c.events > 0;
 END $$;
 
--- Kinds: 0 take, 1 take from, 2 release. Codes: 0 done, 1 busy, 2 no stream,
--- 3 no session.
+-- Kinds: 0 take, 1 take from, 2 release, 3 continue. Codes: 0 done, 1 busy,
+-- 2 no stream, 3 no session, 4 another hold began since.
 CREATE FUNCTION {schema}.hold_v1(p_key bytea, p_name text, p_standalone boolean, p_me bytea,
     p_kind smallint, p_from bytea, p_number bigint, p_epoch bigint, p_seq bigint,
     OUT code smallint, OUT held bigint, OUT former bytea, OUT at_epoch bigint, OUT at_seq bigint,
     OUT top_epoch bigint, OUT top_seq bigint, OUT first_epoch bigint, OUT first_seq bigint,
     OUT ended smallint, OUT owner bytea, OUT holder bytea, OUT number bigint,
-    OUT cancelled boolean)
+    OUT cancelled boolean, OUT holds bigint[])
 LANGUAGE plpgsql AS $$
 DECLARE
     t timestamptz;
     s session;
     st stream;
     made record;
+    again boolean;
 BEGIN
     SELECT * INTO s FROM session x WHERE x.key = p_key FOR KEY SHARE;
     t := clock_timestamp();
@@ -103,26 +105,31 @@ BEGIN
     IF p_kind = 2 THEN
         IF st.holder = p_me AND st.number = p_number THEN
             st.holder := NULL;
-            UPDATE stream x SET holder = NULL, released_epoch = p_epoch, released_seq = p_seq,
-                fresh = x.fresh + 1
+            UPDATE stream x SET holder = NULL, fresh = x.fresh + 1,
+                released_epoch = CASE WHEN (p_epoch, p_seq) < (top_epoch, top_seq)
+                    THEN p_epoch ELSE top_epoch END,
+                released_seq = CASE WHEN (p_epoch, p_seq) < (top_epoch, top_seq)
+                    THEN p_seq ELSE top_seq END
             WHERE x.id = st.id;
         END IF;
         held := p_number;
         at_epoch := p_epoch;
         at_seq := p_seq;
     ELSIF p_kind = 1 AND st.holder IS NOT NULL
-        AND (st.holder, st.number) IS DISTINCT FROM (p_from, p_number) THEN
+            AND (st.holder, st.number) IS DISTINCT FROM (p_from, p_number)
+        OR p_kind = 3 AND (p_number = 0 OR p_number <> st.number) THEN
         IF st.holder = p_me THEN
             held := st.number;
             at_epoch := st.began_epoch;
             at_seq := st.began_seq;
         ELSE
-            code := 1;
+            code := CASE p_kind WHEN 1 THEN 1 ELSE 4 END;
         END IF;
     ELSE
         former := st.holder;
         -- Who takes again may not have got the answer to the first time.
-        IF st.holder IS DISTINCT FROM p_me THEN
+        again := p_kind = 3 OR st.holder IS NOT DISTINCT FROM p_me;
+        IF NOT again THEN
             IF st.number = 0 THEN
                 st.began_epoch := 0;
                 st.began_seq := 0;
@@ -133,9 +140,16 @@ BEGIN
         END IF;
         st.holder := p_me;
         st.number := st.number + 1;
+        IF st.owner IS NULL THEN
+            IF again THEN
+                st.holds := st.holds[:cardinality(st.holds) - 3];
+            END IF;
+            st.holds := st.holds || ARRAY[st.number, st.began_epoch, st.began_seq];
+            st.holds := st.holds[greatest(1, cardinality(st.holds) + 1 - 3 * {remembered}):];
+        END IF;
         UPDATE stream x SET holder = p_me, number = st.number, released_epoch = NULL,
             released_seq = NULL, began_epoch = st.began_epoch, began_seq = st.began_seq,
-            fresh = x.fresh + 1
+            holds = st.holds, fresh = x.fresh + 1
         WHERE x.id = st.id;
         held := st.number;
         at_epoch := st.began_epoch;
@@ -146,6 +160,7 @@ BEGIN
     holder := st.holder;
     number := st.number;
     cancelled := st.cancelled;
+    holds := st.holds;
 END $$;
 
 -- Waits until those appends of a writer are through that are under way. They may not
@@ -159,10 +174,11 @@ BEGIN
     PERFORM pg_advisory_xact_lock(p_lock);
 END $$;
 
--- Marks the one open stream of a request. 0 marked, 1 not running, 2 ambiguous,
--- NULL no session.
-CREATE FUNCTION {schema}.cancel_v1(p_key bytea, p_request bytea, p_ring boolean)
-RETURNS smallint LANGUAGE plpgsql AS $$
+-- Marks the one open stream of a request, and tells its name. 0 marked, 1 not running,
+-- 2 ambiguous, NULL no session.
+CREATE FUNCTION {schema}.cancel_v1(p_key bytea, p_request bytea, p_ring boolean,
+    OUT code smallint, OUT name text)
+LANGUAGE plpgsql AS $$
 DECLARE
     s session;
     st stream;
@@ -170,25 +186,28 @@ DECLARE
 BEGIN
     SELECT * INTO s FROM session x WHERE x.key = p_key;
     IF s.sid IS NULL OR s.expires <= clock_timestamp() THEN
-        RETURN NULL;
+        RETURN;
     END IF;
+    code := 1;
     SELECT array_agg(x.id) INTO found FROM stream x
     WHERE x.sid = s.sid AND x.ended IS NULL AND x.owner IS NOT NULL AND x.request = p_request;
     IF found IS NULL THEN
-        RETURN 1;
+        RETURN;
     END IF;
     IF cardinality(found) > 1 THEN
-        RETURN 2;
+        code := 2;
+        RETURN;
     END IF;
     UPDATE stream x SET cancelled = true WHERE x.id = found[1] AND x.ended IS NULL
     RETURNING x.* INTO st;
     IF st.id IS NULL THEN
-        RETURN 1;
+        RETURN;
     END IF;
+    code := 0;
+    name := st.name;
     IF p_ring THEN
         PERFORM ring_v1(ARRAY[st.owner], ARRAY[wake_v1(p_key, st.name)]);
     END IF;
-    RETURN 0;
 END $$;
 
 -- Ends streams of dead owners; returns how many.

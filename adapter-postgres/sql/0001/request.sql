@@ -71,9 +71,9 @@ BEGIN
         VALUES (number, p_id[n], p_token[n], p_owner[n], ends, p_kept[n], forgotten)
         ON CONFLICT (sid, id) DO UPDATE SET token = excluded.token, owner = excluded.owner,
             due = excluded.due, kept = excluded.kept, forget = excluded.forget,
-            former = (array_prepend(x.token, x.former))[1:8],
+            former = (array_prepend(x.token, x.former))[1:{remembered}],
             won = CASE WHEN x.attempt IS NULL THEN x.won
-                ELSE (array_prepend(x.attempt, x.won))[1:8] END,
+                ELSE (array_prepend(x.attempt, x.won))[1:{remembered}] END,
             outcome = NULL, payload = NULL, attempt = NULL;
         RETURN NEXT;
     END LOOP;

@@ -126,24 +126,31 @@ BEGIN
     bytes := s.bytes;
 END $$;
 
--- The revision after it; 0: another one is stored; NULL: no session.
-CREATE FUNCTION {schema}.update_v1(p_key bytea, p_revision bigint, p_record bytea)
+-- The revision that it made, now or by an earlier try; 0: another one is stored; NULL:
+-- no session.
+CREATE FUNCTION {schema}.update_v1(p_key bytea, p_principal bytea, p_revision bigint,
+    p_record bytea, p_attempt bytea)
 RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     s session;
+    place integer;
 BEGIN
-    SELECT * INTO s FROM session WHERE key = p_key FOR NO KEY UPDATE;
+    SELECT * INTO s FROM session WHERE key = p_key AND principal = p_principal
+    FOR NO KEY UPDATE;
     IF NOT FOUND OR s.expires <= clock_timestamp() THEN
         RETURN NULL;
     END IF;
-    IF s.revision = p_revision THEN
-        UPDATE session SET record = p_record, revision = p_revision + 1 WHERE sid = s.sid;
-        RETURN p_revision + 1;
+    place := array_position(s.updates, p_attempt);
+    IF place IS NOT NULL THEN
+        RETURN s.revision - place + 1;
     END IF;
-    IF s.revision = p_revision + 1 AND s.record = p_record THEN
-        RETURN s.revision;
+    IF s.revision <> p_revision THEN
+        RETURN 0;
     END IF;
-    RETURN 0;
+    UPDATE session SET record = p_record, revision = p_revision + 1,
+        updates = (array_prepend(p_attempt, s.updates))[1:{remembered}]
+    WHERE sid = s.sid;
+    RETURN p_revision + 1;
 END $$;
 
 -- Who is to be told; NULL: no such session.

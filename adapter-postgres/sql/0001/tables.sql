@@ -24,6 +24,9 @@ CREATE TABLE {schema}.session (
     creator bytea NOT NULL,
     record bytea NOT NULL,
     revision bigint NOT NULL,
+    -- The updates that won last, the newest first: it made this revision, the one
+    -- behind it that less one.
+    updates bytea[],
     -- Microseconds. A use is recorded once per `slack`.
     idle bigint NOT NULL,
     slack bigint NOT NULL,
@@ -76,6 +79,9 @@ CREATE TABLE {schema}.stream (
     began_seq bigint NOT NULL DEFAULT 0,
     released_epoch bigint,
     released_seq bigint,
+    -- Of the standalone stream, where its last holds began, the newest last: number,
+    -- epoch and seq of each.
+    holds bigint[],
     -- Counted for shared streams only.
     events bigint NOT NULL DEFAULT 0,
     bytes bigint NOT NULL DEFAULT 0,
