@@ -11,8 +11,25 @@ pub enum ConnectError {
     #[error("invalid option: {0}")]
     InvalidOption(&'static str, #[source] Option<sqlx::Error>),
     /// The server does not answer, or takes no client.
-    #[error("Postgres cannot be reached")]
+    #[error("Postgres cannot be reached, or takes no client")]
     Unreachable(#[source] sqlx::Error),
+    /// There is no TLS with the server, although `sslmode` asks for it, or its
+    /// certificate is not accepted.
+    #[error("no TLS with the server: it has none, or its certificate is not accepted")]
+    Tls(#[source] sqlx::Error),
+    /// The server does not know the role, the password is wrong, or `pg_hba.conf`
+    /// does not let this client in. The source says which.
+    #[error(
+        "the login is refused: the role is unknown, the password wrong, or the client not let in"
+    )]
+    Login(#[source] sqlx::Error),
+    /// The server has no such database.
+    #[error("the server has no such database")]
+    NoDatabase(#[source] sqlx::Error),
+    /// The [direct](crate::PostgresOptions::direct) connection, for notifications,
+    /// cannot be made.
+    #[error("the direct connection, for notifications, cannot be made")]
+    Direct(#[source] Box<Self>),
     /// The server did not answer in time.
     #[error("Postgres did not answer within {0:?}")]
     Timeout(std::time::Duration),
@@ -61,11 +78,18 @@ pub enum ConnectError {
 impl ConnectError {
     /// From an attempt to connect.
     pub(crate) fn connecting(error: sqlx::Error) -> Self {
-        match code(&error).as_deref() {
-            Some("42501" | "28000" | "28P01") => Self::Privilege {
-                needed: "to log in and to connect to the database",
+        match (code(&error).as_deref(), &error) {
+            (Some("28000" | "28P01"), _) => Self::Login(error),
+            (Some("3D000"), _) => Self::NoDatabase(error),
+            (Some("42501"), _) => Self::Privilege {
+                needed: "CONNECT on the database",
                 source: error,
             },
+            (None, sqlx::Error::Tls(_)) => Self::Tls(error),
+            // What a handshake fails with.
+            (None, sqlx::Error::Io(io)) if io.kind() == std::io::ErrorKind::InvalidData => {
+                Self::Tls(error)
+            }
             _ => Self::Unreachable(error),
         }
     }

@@ -47,7 +47,8 @@ pub struct PostgresAdapter {
 
 impl PostgresAdapter {
     /// Connects to `url`, `postgres://user:password@host:port/database`, and makes
-    /// the tables in the schema `mcp_adapter` if they are not there.
+    /// the tables in the schema `mcp_adapter` if they are not there. Without
+    /// `?sslmode=` the connection may be plain text: see [TLS](crate#tls).
     ///
     /// # Errors
     /// [`ConnectError`], which says what is missing.
@@ -145,6 +146,9 @@ async fn open(options: PostgresOptions, limits: &Limits) -> Result<PostgresStora
     };
     if place.polls {
         return Ok(PostgresStorage::new(place, make_pool()));
+    }
+    if options.direct.is_some() {
+        start::try_direct(&place.listen).await?;
     }
     let storage = PostgresStorage::new(place.clone(), make_pool());
     // A pooler in between may refuse to listen, swallow it, or hand it to another

@@ -52,7 +52,9 @@ pub struct PostgresOptions {
 }
 
 impl PostgresOptions {
-    /// Connects with these.
+    /// Connects with these. Unless told otherwise they encrypt where the server offers
+    /// it, and say nothing where it does not (`sslmode=prefer`): see
+    /// [TLS](crate#tls).
     pub fn new(connect: PgConnectOptions) -> Self {
         Self {
             connect,
@@ -165,7 +167,8 @@ fn parse(url: &str) -> Result<PgConnectOptions, ConnectError> {
 impl FromStr for PostgresOptions {
     type Err = ConnectError;
 
-    /// From a URL, `postgres://user:password@host:port/database`.
+    /// From a URL, `postgres://user:password@host:port/database?sslmode=verify-full`:
+    /// see [TLS](crate#tls) for what other modes do.
     fn from_str(url: &str) -> Result<Self, ConnectError> {
         parse(url).map(Self::new)
     }

@@ -33,6 +33,9 @@ const MIGRATIONS: &[(i32, i32, &[&str])] = &[(
     ],
 )];
 
+/// How long the direct connection may take to be made.
+const DIRECT: Duration = Duration::from_secs(4);
+
 /// Tables that change all the time: vacuumed when a fiftieth of them is dead, and
 /// without pauses, for they are small.
 const VACUUM: &str = "autovacuum_vacuum_scale_factor = 0.02, \
@@ -109,6 +112,23 @@ pub(crate) fn quiet(connect: &PgConnectOptions) -> PgConnectOptions {
     match connect.get_application_name() {
         Some(_) => connect,
         None => connect.application_name("mcp-adapter"),
+    }
+}
+
+/// Says what is wrong with a direct URL. One that does not answer is left to the test
+/// by a notification, without which the adapter may poll.
+pub(crate) async fn try_direct(direct: &PgConnectOptions) -> Result<(), ConnectError> {
+    match tokio::time::timeout(DIRECT, PgConnection::connect_with(direct)).await {
+        Ok(Err(error)) => {
+            let why = ConnectError::connecting(error);
+            Err(ConnectError::Direct(Box::new(why)))
+        }
+        Ok(Ok(connection)) => {
+            // It only says goodbye.
+            let _ = connection.close().await;
+            Ok(())
+        }
+        Err(_) => Ok(()),
     }
 }
 
