@@ -210,6 +210,26 @@ BEGIN
     END IF;
 END $$;
 
+-- The lock of an instance, alone. Who is writing has it as well: then this waits until
+-- that is through, what comes meanwhile waits behind it, and so it gives up soon.
+CREATE FUNCTION {schema}.lock_alone_v1(p_lock bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    before text := current_setting('lock_timeout');
+BEGIN
+    IF pg_try_advisory_xact_lock(p_lock) THEN
+        RETURN true;
+    END IF;
+    BEGIN
+        PERFORM set_config('lock_timeout', '200ms', true);
+        PERFORM pg_advisory_xact_lock(p_lock);
+        PERFORM set_config('lock_timeout', before, true);
+        RETURN true;
+    EXCEPTION WHEN lock_not_available THEN
+        RETURN false;
+    END;
+END $$;
+
 -- Ends streams of dead owners; returns how many.
 CREATE FUNCTION {schema}.claim_v1(p_key bytea[], p_name text[], p_dead bytea[], p_beat bigint[],
     p_lock bigint[], p_ttl bigint[], p_ring boolean)
@@ -228,8 +248,9 @@ BEGIN
             u (key, name, dead, beat, lock, ttl)
         ORDER BY u.key, u.name
     LOOP
-        -- One that is writing is not dead; the next round asks again.
-        CONTINUE WHEN NOT pg_try_advisory_xact_lock(r.lock);
+        -- What it has under way is stored before its stream ends; where that takes
+        -- long the next round asks again.
+        CONTINUE WHEN NOT lock_alone_v1(r.lock);
         CONTINUE WHEN NOT dead_v1(r.dead, r.beat);
         SELECT x.* INTO st FROM stream x JOIN session s ON s.sid = x.sid
         WHERE s.key = r.key AND s.expires > t AND x.name = r.name

@@ -5,19 +5,19 @@ LANGUAGE sql STABLE AS $$ SELECT (extract(epoch FROM t) * 1000000)::bigint $$;
 
 -- Removes a session: all that belongs to it is out of reach with its row, and is
 -- removed by sweeping.
-CREATE FUNCTION {schema}.bury_v1(p_sid bigint, p_principal bytea, p_bytes bigint) RETURNS void
+CREATE FUNCTION {schema}.bury_v1(p_sid bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM session WHERE sid = p_sid;
     INSERT INTO grave VALUES (p_sid);
-    IF p_bytes <> 0 THEN
-        PERFORM count_principal_v1(p_principal, -p_bytes);
-    END IF;
 END $$;
 
 CREATE FUNCTION {schema}.count_principal_v1(p_principal bytea, p_bytes bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
+    IF p_bytes = 0 THEN
+        RETURN;
+    END IF;
     INSERT INTO principal_bytes AS p VALUES (p_principal, pg_backend_pid() % 16, p_bytes)
     ON CONFLICT (principal, shard) DO UPDATE SET bytes = p.bytes + p_bytes;
 END $$;
@@ -38,7 +38,8 @@ BEGIN
             IF s.expires > t THEN
                 RETURN s.creator = p_creator;
             END IF;
-            PERFORM bury_v1(s.sid, s.principal, s.bytes);
+            PERFORM bury_v1(s.sid);
+            PERFORM count_principal_v1(s.principal, -s.bytes);
         END IF;
         last := t + p_hard * interval '1 microsecond';
         until := least(t + (p_idle + p_slack) * interval '1 microsecond', last);
@@ -181,6 +182,7 @@ BEGIN
     -- Writers that do not look at the session are to look.
     UPDATE stream SET fresh = 0
     WHERE sid = s.sid AND ended IS NULL AND owner IS NOT NULL;
-    PERFORM bury_v1(s.sid, s.principal, s.bytes);
+    PERFORM bury_v1(s.sid);
+    PERFORM count_principal_v1(s.principal, -s.bytes);
     RETURN coalesce(parties, '{}');
 END $$;

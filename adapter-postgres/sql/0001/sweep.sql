@@ -33,6 +33,22 @@ BEGIN
     END IF;
 END $$;
 
+-- Several, each once: those that count many at once all do so at their end and in this
+-- order, and wait for none of each other in a circle.
+CREATE FUNCTION {schema}.count_principals_v1(p_principal bytea[], p_bytes bigint[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    r record;
+BEGIN
+    FOR r IN
+        SELECT u.principal, sum(u.bytes)::bigint AS bytes
+        FROM unnest(p_principal, p_bytes) u (principal, bytes)
+        GROUP BY 1 HAVING sum(u.bytes) <> 0 ORDER BY 1
+    LOOP
+        PERFORM count_principal_v1(r.principal, r.bytes);
+    END LOOP;
+END $$;
+
 -- Adds to the counts of sessions and their principals; tells the bytes after it.
 CREATE FUNCTION {schema}.account_v1(p_key bytea[], p_events bigint[], p_bytes bigint[])
 RETURNS TABLE (key bytea, total bigint)
@@ -56,13 +72,15 @@ BEGIN
         sums := sums || r.bytes;
         RETURN NEXT;
     END LOOP;
-    FOR r IN
-        SELECT u.principal, sum(u.bytes)::bigint AS bytes
-        FROM unnest(owners, sums) u (principal, bytes)
-        GROUP BY 1 HAVING sum(u.bytes) <> 0 ORDER BY 1
-    LOOP
-        PERFORM count_principal_v1(r.principal, r.bytes);
-    END LOOP;
+    PERFORM count_principals_v1(owners, sums);
+END $$;
+
+-- What is stored for a session now.
+CREATE FUNCTION {schema}.size_v1(p_sid bigint, OUT events bigint, OUT bytes bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT count(*), coalesce(sum(length(e.data)), 0) INTO events, bytes
+    FROM stream st JOIN event e ON e.stream = st.id WHERE st.sid = p_sid;
 END $$;
 
 -- Brings a session under its bytes: the streams that ended first go first, then the
@@ -75,35 +93,36 @@ DECLARE
     left_events bigint;
     left_bytes bigint;
     gone record;
+    fewer boolean := false;
 BEGIN
     SELECT * INTO s FROM session x WHERE x.key = p_key FOR NO KEY UPDATE;
     IF NOT FOUND OR s.expires <= clock_timestamp() THEN
         RETURN NULL;
     END IF;
-    SELECT count(*), coalesce(sum(length(e.data)), 0) INTO left_events, left_bytes
-    FROM stream st JOIN event e ON e.stream = st.id WHERE st.sid = s.sid;
+    SELECT * INTO left_events, left_bytes FROM size_v1(s.sid);
     FOR r IN
         SELECT st.id FROM stream st WHERE st.sid = s.sid AND st.ended IS NOT NULL
         ORDER BY st.expires, st.id
     LOOP
         EXIT WHEN left_bytes <= p_max;
         SELECT * INTO gone FROM remove_stream_v1(r.id);
-        left_events := left_events - gone.events;
         left_bytes := left_bytes - gone.bytes;
+        fewer := true;
     END LOOP;
+    IF fewer THEN
+        -- Writers have gone on meanwhile: what is left is counted again.
+        SELECT * INTO left_events, left_bytes FROM size_v1(s.sid);
+    END IF;
     IF left_bytes > p_max THEN
-        WITH old AS MATERIALIZED (
-            SELECT o.stream, o.epoch, o.seq, o.size FROM (
-                SELECT e.stream, e.epoch, e.seq, coalesce(length(e.data), 0) AS size,
-                    sum(coalesce(length(e.data), 0)) OVER (
-                        ORDER BY e.stored DESC, e.stream DESC, e.epoch DESC, e.seq DESC
-                        ROWS UNBOUNDED PRECEDING) AS newer
-                FROM stream st JOIN event e ON e.stream = st.id WHERE st.sid = s.sid
-            ) o WHERE o.newer > p_max
+        WITH every AS MATERIALIZED (
+            SELECT e.stream, e.epoch, e.seq, coalesce(length(e.data), 0) AS size,
+                sum(coalesce(length(e.data), 0)) OVER (
+                    ORDER BY e.stored DESC, e.stream DESC, e.epoch DESC, e.seq DESC
+                    ROWS UNBOUNDED PRECEDING) > p_max AS old
+            FROM stream st JOIN event e ON e.stream = st.id WHERE st.sid = s.sid
         ), removed AS (
-            DELETE FROM event e USING old
-            WHERE e.stream = old.stream AND e.epoch = old.epoch AND e.seq = old.seq
-            RETURNING old.stream, old.size
+            DELETE FROM event e USING every o
+            WHERE o.old AND e.stream = o.stream AND e.epoch = o.epoch AND e.seq = o.seq
         ), floors AS (
             -- Where the tops were stays known.
             UPDATE stream st SET
@@ -114,16 +133,15 @@ BEGIN
                 events = st.events - f.events,
                 bytes = st.bytes - f.bytes
             FROM (
-                SELECT DISTINCT ON (old.stream) old.stream, old.epoch, old.seq,
-                    count(*) OVER w AS events, (sum(old.size) OVER w)::bigint AS bytes
-                FROM old WINDOW w AS (PARTITION BY old.stream)
-                ORDER BY old.stream, old.epoch DESC, old.seq DESC
+                SELECT DISTINCT ON (o.stream) o.stream, o.epoch, o.seq,
+                    count(*) OVER w AS events, (sum(o.size) OVER w)::bigint AS bytes
+                FROM every o WHERE o.old WINDOW w AS (PARTITION BY o.stream)
+                ORDER BY o.stream, o.epoch DESC, o.seq DESC
             ) f
             WHERE st.id = f.stream
         )
-        SELECT count(*) AS events, coalesce(sum(removed.size), 0) AS bytes INTO gone FROM removed;
-        left_events := left_events - gone.events;
-        left_bytes := left_bytes - gone.bytes;
+        SELECT count(*), coalesce(sum(o.size), 0) INTO left_events, left_bytes
+        FROM every o WHERE NOT o.old;
     END IF;
     IF s.bytes <> left_bytes OR s.events <> left_events THEN
         UPDATE session x SET events = left_events, bytes = left_bytes WHERE x.sid = s.sid;
@@ -149,14 +167,22 @@ DECLARE
     -- What is left of the budget.
     room bigint := p_budget;
     events bigint := 0;
+    principals bytea[] := '{}';
+    sums bigint[] := '{}';
     doors bytea[] := '{}';
     texts text[] := '{}';
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
     removed := 0;
+    more := false;
     -- What belongs to the dead. Their locks come first, as in every step.
     FOR r IN SELECT * FROM unnest(p_dead, p_beat, p_lock) u (instance, beat, lock) LOOP
-        CONTINUE WHEN NOT pg_try_advisory_xact_lock(r.lock);
+        IF NOT pg_try_advisory_xact_lock(r.lock) THEN
+            -- It has something under way, and is dead all the same until it beats.
+            more := more OR r.beat IS NOT DISTINCT FROM (SELECT b.beat FROM beat b
+                WHERE b.instance = r.instance AND b.expires > t);
+            CONTINUE;
+        END IF;
         CONTINUE WHEN NOT dead_v1(r.instance, r.beat);
         FOR st IN
             SELECT x.* FROM stream x JOIN session s ON s.sid = x.sid AND s.expires > t
@@ -192,7 +218,9 @@ BEGIN
         IF r.expires > t THEN
             UPDATE session s SET sweep_at = s.expires WHERE s.sid = r.sid;
         ELSE
-            PERFORM bury_v1(r.sid, r.principal, r.bytes);
+            PERFORM bury_v1(r.sid);
+            principals := principals || r.principal;
+            sums := sums || -r.bytes;
             removed := removed + 1;
         END IF;
     END LOOP;
@@ -200,10 +228,14 @@ BEGIN
     FOR r IN
         SELECT x.id, s.sid, s.principal FROM stream x JOIN session s ON s.sid = x.sid
         WHERE x.expires <= t
-        ORDER BY x.expires LIMIT room FOR UPDATE SKIP LOCKED
+        ORDER BY x.expires LIMIT room
+        FOR UPDATE OF x SKIP LOCKED FOR NO KEY UPDATE OF s SKIP LOCKED
     LOOP
         SELECT * INTO gone FROM remove_stream_v1(r.id);
-        PERFORM uncount_v1(r.sid, r.principal, gone.events, gone.bytes);
+        UPDATE session s SET events = s.events - gone.events, bytes = s.bytes - gone.bytes
+        WHERE s.sid = r.sid AND gone.events > 0;
+        principals := principals || r.principal;
+        sums := sums || -gone.bytes;
         removed := removed + 1;
         room := room - 1;
         events := events + gone.events;
@@ -252,10 +284,16 @@ BEGIN
     DELETE FROM door d USING (
         SELECT x.instance FROM door x WHERE x.expires <= t FOR UPDATE SKIP LOCKED
     ) l WHERE d.instance = l.instance;
+    PERFORM count_principals_v1(principals, sums);
     IF p_ring AND cardinality(doors) > 0 THEN
         PERFORM ring_v1(doors, texts);
     END IF;
-    more := room <= 0 OR events > 20000;
+    -- What somebody else has is still to be done. A session that is used does not count:
+    -- its row is never free, perhaps.
+    more := more OR room <= 0 OR events > 20000 OR EXISTS (SELECT FROM grave)
+        OR EXISTS (SELECT FROM session s WHERE s.sweep_at <= t AND s.expires <= t)
+        OR EXISTS (SELECT FROM stream x JOIN session s ON s.sid = x.sid WHERE x.expires <= t)
+        OR EXISTS (SELECT FROM request q JOIN session s ON s.sid = q.sid WHERE q.forget <= t);
 END $$;
 
 -- Looks for events without a stream, from `p_from` on, and for principals without
