@@ -131,10 +131,6 @@ impl Inner {
                     let lease = self.known.lease(&key(append));
                     (lease, lease.map_or(Position::START, |l| l.last), false)
                 });
-            // Somebody else's append is refused by the database.
-            if lease.is_some_and(|lease| lease.owner != writer(append)) {
-                *lease = None;
-            }
             match plain(append) {
                 Some(position) if position > *last && !*ended => *last = position,
                 _ => *lease = None,
@@ -284,10 +280,9 @@ impl Inner {
         let fresh: Option<i64> = get(OPERATION, row, 9)?;
         match (append.place, fresh) {
             // After a repeat the last place is not known.
-            (Place::Owned { owner, .. }, Some(fresh)) if code == 0 => {
+            (Place::Owned { .. }, Some(fresh)) if code == 0 => {
                 let lease = Lease {
                     id: get(OPERATION, row, 6)?,
-                    owner,
                     fresh,
                     until: lasts(sent, get(OPERATION, row, 7)?),
                     last: at,

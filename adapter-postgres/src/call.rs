@@ -28,7 +28,7 @@ macro_rules! functions {
 functions! {
     attach "attach_v1" 3;
     create "create_v1" 7;
-    enter "enter_v1" 7;
+    enter "enter_v1" 8;
     update "update_v1" 5;
     delete "delete_v1" 3;
     append "append_v1" 36;

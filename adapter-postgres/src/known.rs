@@ -33,8 +33,6 @@ pub(crate) fn lasts(sent: Instant, micros: i64) -> Instant {
 pub(crate) struct Lease {
     /// The stream's number in the database.
     pub(crate) id: i64,
-    /// The stream's only writer.
-    pub(crate) owner: InstanceId,
     /// The lease, as the database names it.
     pub(crate) fresh: i64,
     /// Until when it holds, by this host's clock.
@@ -150,6 +148,12 @@ impl Known {
                 self.urgent.store(true, Ordering::Relaxed);
             }
         });
+    }
+
+    /// Its bytes that are stored and not counted in the database yet.
+    pub(crate) fn uncounted_bytes(&self, session: &SessionKey) -> i64 {
+        let accounts = self.accounts.lock();
+        accounts.get(session).map_or(0, |account| account.bytes)
     }
 
     fn account(&self, session: SessionKey, change: impl FnOnce(&mut Account)) {

@@ -60,7 +60,8 @@ impl Inner {
             .bind(open.map_or(0, |open| count(open.max_open)))
             .bind(open.map_or(0, |open| {
                 i64::try_from(open.max_principal_bytes).unwrap_or(i64::MAX)
-            }));
+            }))
+            .bind(self.known.uncounted_bytes(session));
         let sql = &self.functions().enter;
         let row = self.run_one(OPERATION, Who::Caller, sql, given).await?;
         match get::<i16>(OPERATION, &row, 0)? {
@@ -71,7 +72,6 @@ impl Inner {
                 if let (Some(open), Some(id)) = (open, id) {
                     let lease = Lease {
                         id,
-                        owner: open.owner,
                         fresh: get(OPERATION, &row, 6)?,
                         until: lasts(sent, get(OPERATION, &row, 4)?),
                         last: Position::START,

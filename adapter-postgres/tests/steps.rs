@@ -11,15 +11,14 @@ use mcp_adapter_core::{
     InstanceId, OutcomeKind, Position, PrincipalKey, RpcId, SessionId, SessionKey, StreamId,
     WaiterToken,
     storage::{
-        Append, Appended, Cursor, Dead, Entered, Held, Hold, NewEvent, NewSession, OpenStream,
-        Place, Put, PutRequest, Read, Settle, Storage, StreamEnd,
+        Append, Appended, Cursor, Entered, Held, Hold, NewEvent, NewSession, OpenStream, Place,
+        Put, PutRequest, Read, Settle, Storage, StreamEnd,
     },
 };
 use mcp_adapter_postgres::{PostgresOptions, PostgresStorage, sqlx::PgConnection};
 use tokio::time::sleep;
 
 const A: InstanceId = InstanceId(10);
-const B: InstanceId = InstanceId(11);
 const ME: PrincipalKey = PrincipalKey([7; 32]);
 const LONG: Duration = Duration::from_secs(600);
 /// Far above the granularity of the server's clock.
@@ -160,22 +159,6 @@ impl Steps {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lease_is_of_use_to_its_owner_only() {
-    let steps = Steps::start().await;
-    steps.open().await;
-    steps.stored(steps.owned(1, "1")).await;
-    let thief = Append {
-        place: Place::Owned {
-            owner: B,
-            position: Position::new(1, 2),
-        },
-        ..steps.owned(2, "x")
-    };
-    assert_eq!(steps.append(thief).await, Appended::Fenced);
-    assert_eq!(steps.stored(steps.owned(2, "2")).await.seq, 2);
-}
-
 /// A repeat is told as one, whichever way it goes, and the next append goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeat_of_an_append_with_a_lease_is_told() {
@@ -208,37 +191,6 @@ async fn a_repeat_of_an_append_with_a_lease_is_told() {
     let next = [steps.owned(6, "6"), steps.owned(7, "7")];
     other.append(&next).await.unwrap();
     assert_eq!(repeats(&[6, 7, 8]).await, [true, true, false]);
-}
-
-/// Who passes that payload on under the id that is told would tell it twice, or tell
-/// another one.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_repeat_of_an_evicted_event_names_no_event_that_is_kept() {
-    let steps = Steps::start().await;
-    for tag in 1..=4 {
-        let append = Append {
-            keep_events: 2,
-            ..steps.shared(tag, &tag.to_string())
-        };
-        steps.stored(append).await;
-    }
-    let Read::Page { events, state } = steps.read(StreamId::standalone().as_str()).await else {
-        panic!("no stream");
-    };
-    assert_eq!(events.len(), 2);
-    for tag in 1..=2 {
-        let at = steps.stored(steps.shared(tag, "")).await;
-        assert!(Some(at) < state.oldest, "tag {tag} at {at:?}");
-    }
-    for (tag, event) in (3..=4).zip(&events) {
-        assert_eq!(steps.stored(steps.shared(tag, "")).await, event.position);
-    }
-    // All of them are gone: any place will do.
-    steps.storage.shrink(&steps.session, 0).await.unwrap();
-    for tag in 1..=4 {
-        let at = steps.stored(steps.shared(tag, "")).await;
-        assert!(at <= state.top, "tag {tag} at {at:?}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -331,14 +283,6 @@ fn put(steps: &Steps, id: i64, max_pending: usize) -> PutRequest {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn requests_of_a_batch_are_stored_in_their_order() {
-    let steps = Steps::start().await;
-    let batch = [put(&steps, 2, 1), put(&steps, 1, 1)];
-    let answers = steps.storage.put_requests(&batch).await.unwrap();
-    assert_eq!(answers, [Put::Done, Put::TooMany]);
-}
-
 fn settle(steps: &Steps, id: i64) -> Settle {
     Settle {
         session: steps.session,
@@ -371,82 +315,4 @@ async fn requests_that_replace_others_wait_for_no_answer_in_a_circle() {
     }
     let deadlocks = "SELECT sum(deadlocks)::bigint FROM pg_stat_database";
     assert_eq!(number(&mut steps.admin, deadlocks).await, 0);
-}
-
-/// Sweeps until nothing is left to do; what it says was removed.
-async fn swept(steps: &Steps, dead: &[Dead]) -> usize {
-    let mut removed = 0;
-    for _ in 0..100 {
-        let swept = steps.storage.sweep(1, dead, LONG).await.unwrap();
-        removed += swept.removed;
-        if !swept.more {
-            return removed;
-        }
-    }
-    panic!("there is always more to do");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn sweeping_counts_what_had_expired_and_what_belonged_to_the_dead() {
-    let mut steps = Steps::start().await;
-    let fill = async |steps: &Steps, ttl| {
-        steps.open().await;
-        steps.stored(steps.owned(1, "1")).await;
-        steps.stored(steps.shared(1, "1")).await;
-        let request = PutRequest {
-            timeout: ttl,
-            result_ttl: ttl,
-            ..put(steps, 1, 9)
-        };
-        steps.storage.put_requests(&[request]).await.unwrap();
-    };
-    fill(&steps, LONG).await;
-    assert!(
-        steps
-            .storage
-            .delete(&steps.session, &ME)
-            .await
-            .unwrap()
-            .is_some()
-    );
-    assert_eq!(swept(&steps, &[]).await, 0, "what a delete has left behind");
-
-    // Long enough for a slow machine to fill it.
-    steps.session = steps.create(SHORT * 20).await;
-    fill(&steps, LONG).await;
-    sleep(SHORT * 25).await;
-    assert_eq!(
-        swept(&steps, &[]).await,
-        1,
-        "a session with all that is in it"
-    );
-
-    steps.session = steps.create(LONG).await;
-    fill(&steps, SHORT).await;
-    let end = Append {
-        finish: Some(SHORT),
-        ..steps.owned(2, "2")
-    };
-    steps.stored(end).await;
-    sleep(SHORT * 3).await;
-    assert_eq!(swept(&steps, &[]).await, 2, "a stream and a request");
-
-    fill(&steps, LONG).await;
-    let dead = Dead {
-        instance: A,
-        beat: None,
-    };
-    assert_eq!(
-        swept(&steps, &[dead]).await,
-        2,
-        "a stream and a request of the dead"
-    );
-    assert_eq!(swept(&steps, &[dead]).await, 0);
-    let left =
-        "SELECT (SELECT count(*) FROM steps.stream) * 10 + (SELECT count(*) FROM steps.request)";
-    assert_eq!(
-        number(&mut steps.admin, left).await,
-        21,
-        "and two streams are there"
-    );
 }

@@ -60,9 +60,10 @@ BEGIN
     RETURN true;
 END $$;
 
--- 0: entered; 1: no session; 2: too many streams; 3: quota.
+-- 0: entered; 1: no session; 2: too many streams; 3: quota. `p_uncounted`: bytes of the
+-- session that the caller has stored and not counted yet.
 CREATE FUNCTION {schema}.enter_v1(p_key bytea, p_principal bytea, p_name text, p_owner bytea,
-    p_request bytea, p_max_open bigint, p_max_bytes bigint,
+    p_request bytea, p_max_open bigint, p_max_bytes bigint, p_uncounted bigint,
     OUT code smallint, OUT record bytea, OUT revision bigint,
     OUT id bigint, OUT lasts bigint, OUT bytes bigint, OUT fresh bigint)
 LANGUAGE plpgsql AS $$
@@ -95,8 +96,8 @@ BEGIN
                 code := 2;
                 RETURN;
             END IF;
-            IF p_max_bytes < (SELECT coalesce(sum(p.bytes), 0) FROM principal_bytes p
-                WHERE p.principal = p_principal) THEN
+            IF p_max_bytes < p_uncounted + (SELECT coalesce(sum(p.bytes), 0)
+                FROM principal_bytes p WHERE p.principal = p_principal) THEN
                 code := 3;
                 RETURN;
             END IF;

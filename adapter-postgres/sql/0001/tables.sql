@@ -13,7 +13,7 @@ CREATE TABLE {schema}.meta (
     incarnation text NOT NULL,
     epoch bigint NOT NULL
 );
-INSERT INTO {schema}.meta VALUES (true, '', '-infinity', false, '', 0);
+INSERT INTO {schema}.meta VALUES (true, '', '-infinity', false, '', 1);
 
 -- `expires` changes with use and is in no index, so that sliding it touches no
 -- index; `sweep_at` is never later than it.
