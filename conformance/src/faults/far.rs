@@ -39,6 +39,8 @@ impl<S: Storage> Far<S> {
 
 macro_rules! steps {
     ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)+) => {
+        // A method that is provided must reach the storage, too.
+        #[deny(clippy::missing_trait_methods)]
         #[async_trait]
         impl<S: Storage> Storage for Far<S> {
             fn profile(&self) -> Profile {
@@ -46,7 +48,18 @@ macro_rules! steps {
                 if !profile.inline {
                     return profile;
                 }
-                Profile::remote(profile.name, profile.capabilities, 2)
+                let mut far = Profile::remote(profile.name, profile.capabilities, 2);
+                (far.shards, far.repair) = (profile.shards, profile.repair);
+                far
+            }
+
+            fn shard_of(&self, session: &SessionKey) -> usize {
+                self.inner.shard_of(session)
+            }
+
+            // Nobody calls it: what is far away is not inline.
+            fn append_inline(&self, append: &Append) -> Result<Appended> {
+                self.inner.append_inline(append)
             }
 
             async fn doorbell(&self, me: InstanceId) -> Result<BoxStream<'static, Result<Knock>>> {
@@ -79,3 +92,60 @@ macro_rules! steps {
 }
 
 storage_steps!(steps);
+
+#[cfg(test)]
+mod tests {
+    use mcp_adapter_core::{Capabilities, SessionId};
+    use mcp_adapter_memory::MemoryStorage;
+
+    use super::*;
+
+    #[test]
+    fn what_is_far_away_is_driven_as_it_asks_but_inline() {
+        let profile = Far::new(MemoryStorage::new(), &Link::new()).profile();
+        assert!(!profile.inline);
+        assert_eq!((profile.shards, profile.repair), (1, false));
+        let capabilities = Capabilities::server(Duration::from_millis(1));
+        let server = Profile::remote("acme", capabilities, 4).with_shards(3);
+        let inner = Sharded(server.with_repair());
+        let far = Far::new(inner, &Link::new());
+        assert_eq!(format!("{:?}", far.profile()), format!("{:?}", inner.0));
+        let session = SessionId::generate().key();
+        assert_eq!(far.shard_of(&session), usize::from(session.0[0] % 3));
+    }
+
+    /// A storage of several parts.
+    #[derive(Debug, Clone, Copy)]
+    struct Sharded(Profile);
+
+    macro_rules! steps {
+        ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)+) => {
+            #[async_trait]
+            impl Storage for Sharded {
+                fn profile(&self) -> Profile {
+                    self.0
+                }
+
+                fn shard_of(&self, session: &SessionKey) -> usize {
+                    usize::from(session.0[0] % 3)
+                }
+
+                async fn doorbell(
+                    &self,
+                    _: InstanceId,
+                ) -> Result<BoxStream<'static, Result<Knock>>> {
+                    Ok(futures::stream::pending().boxed())
+                }
+
+                $(async fn $name(&self, $(_: $type),*) -> Result<$answer> {
+                    Err(mcp_adapter_core::Error::new(
+                        mcp_adapter_core::ErrorKind::Closed,
+                        stringify!($name),
+                    ))
+                })+
+            }
+        };
+    }
+
+    storage_steps!(steps);
+}

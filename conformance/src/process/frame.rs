@@ -62,25 +62,31 @@ pub(super) struct Hello {
     batch_events: usize,
     batch_bytes: usize,
     lanes: usize,
+    shards: usize,
+    repair: bool,
 }
 
 impl Hello {
     pub(super) fn of(profile: &Profile) -> Self {
-        // One that is driven inline has no lanes and batches of its own.
+        // One that is driven inline has no batches of its own.
         let remote = Profile::remote(profile.name, profile.capabilities, profile.lanes);
-        let of = if profile.inline { &remote } else { profile };
+        let batches = if profile.inline { &remote } else { profile };
         Self {
-            capabilities: of.capabilities,
-            batch_events: of.batch_events,
-            batch_bytes: of.batch_bytes,
-            lanes: of.lanes,
+            capabilities: profile.capabilities,
+            batch_events: batches.batch_events,
+            batch_bytes: batches.batch_bytes,
+            lanes: profile.lanes,
+            shards: profile.shards,
+            repair: profile.repair,
         }
     }
 
     pub(super) fn profile(self, name: &'static str) -> Profile {
-        let mut profile = Profile::remote(name, self.capabilities, self.lanes);
+        let mut profile =
+            Profile::remote(name, self.capabilities, self.lanes).with_shards(self.shards);
         profile.batch_events = self.batch_events;
         profile.batch_bytes = self.batch_bytes;
+        profile.repair = self.repair;
         profile
     }
 }
@@ -144,4 +150,25 @@ pub(super) fn length(prefix: [u8; LENGTH]) -> io::Result<usize> {
         .ok()
         .filter(|length| *length <= MAX_FRAME)
         .ok_or_else(|| invalid("a frame is too large, or no frame"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_profile_crosses_with_all_its_fields() {
+        let capabilities = Capabilities::server(Duration::from_millis(7));
+        let mut profile = Profile::remote("acme", capabilities, 3)
+            .with_repair()
+            .with_shards(5);
+        profile.batch_events = 11;
+        profile.batch_bytes = 13;
+        let crossed: Hello = decode(&encode(&Hello::of(&profile)).unwrap()).unwrap();
+        // Its text has every field, also one that this crate does not know of.
+        let text = format!("{profile:?}");
+        assert_eq!(format!("{:?}", crossed.profile("acme")), text);
+    }
 }

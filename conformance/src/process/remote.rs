@@ -54,6 +54,7 @@ pub struct Remote {
     patience: Duration,
     link: Arc<Link>,
     pid: Option<u32>,
+    shard_of: Option<fn(&SessionKey) -> usize>,
 }
 
 impl Remote {
@@ -120,7 +121,17 @@ impl Remote {
             patience,
             link,
             pid,
+            shard_of: None,
         })
+    }
+
+    /// Tells the parts of a storage with several [`shards`](Profile::shards) apart:
+    /// the same function as the child's [`shard_of`](Storage::shard_of), which answers
+    /// at once and so cannot ask the child. Without it the storage is one part.
+    #[must_use]
+    pub fn with_shard_of(mut self, shard_of: fn(&SessionKey) -> usize) -> Self {
+        self.shard_of = Some(shard_of);
+        self
     }
 
     /// The id of the child's process, for those that send it
@@ -337,10 +348,24 @@ async fn write_all(
 
 macro_rules! steps {
     ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)+) => {
+        // A method that is provided must be thought of, too.
+        #[deny(clippy::missing_trait_methods)]
         #[async_trait]
         impl Storage for Remote {
             fn profile(&self) -> Profile {
-                self.profile
+                match self.shard_of {
+                    Some(_) => self.profile,
+                    None => self.profile.with_shards(1),
+                }
+            }
+
+            fn shard_of(&self, session: &SessionKey) -> usize {
+                self.shard_of.map_or(0, |shard_of| shard_of(session))
+            }
+
+            fn append_inline(&self, _: &Append) -> Result<Appended> {
+                let why = "a storage in another process is not inline";
+                Err(Error::new(ErrorKind::InvalidArgument, "append").with_message(why))
             }
 
             async fn doorbell(&self, me: InstanceId) -> Result<BoxStream<'static, Result<Knock>>> {

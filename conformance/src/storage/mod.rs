@@ -160,10 +160,20 @@ pub(crate) async fn seen_by(
 
 macro_rules! forward {
     ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)+) => {
+        // A method that is provided must reach the storage, too.
+        #[deny(clippy::missing_trait_methods)]
         #[async_trait]
         impl Storage for AnyStorage {
             fn profile(&self) -> Profile {
                 self.0.profile()
+            }
+
+            fn shard_of(&self, session: &SessionKey) -> usize {
+                self.0.shard_of(session)
+            }
+
+            fn append_inline(&self, append: &Append) -> Result<Appended> {
+                self.0.append_inline(append)
             }
 
             async fn doorbell(&self, me: InstanceId) -> Result<BoxStream<'static, Result<Knock>>> {

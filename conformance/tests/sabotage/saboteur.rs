@@ -253,6 +253,8 @@ impl<S: Storage + Clone> Saboteur<S> {
     }
 }
 
+// A method that is provided must reach the storage, too.
+#[deny(clippy::missing_trait_methods)]
 #[async_trait]
 impl<S: Storage + Clone> Storage for Saboteur<S> {
     fn profile(&self) -> Profile {
@@ -261,6 +263,15 @@ impl<S: Storage + Clone> Storage for Saboteur<S> {
             true => Profile::inline(profile.name, profile.capabilities),
             false => profile,
         }
+    }
+
+    fn shard_of(&self, session: &SessionKey) -> usize {
+        self.inner.shard_of(session)
+    }
+
+    // What is sabotaged is far away, and not inline.
+    fn append_inline(&self, append: &Append) -> Result<Appended> {
+        self.inner.append_inline(append)
     }
 
     async fn attach(&self, me: InstanceId) -> Result<Generation> {
