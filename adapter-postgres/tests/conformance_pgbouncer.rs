@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use mcp_adapter_conformance::server::{PgBouncer, Postgres, ServerError};
+use mcp_adapter_conformance::{
+    BoxError, Restart, Suite,
+    server::{PgBouncer, Postgres, ServerError},
+};
 use mcp_adapter_core::Capabilities;
 use mcp_adapter_postgres::{PostgresAdapter, PostgresOptions};
 
@@ -29,17 +32,27 @@ fn start() -> Result<String, ServerError> {
         .map_or_else(String::new, |(pooler, _)| pooler.url()))
 }
 
+/// Restarts the server behind the pooler.
+fn restart() -> Result<(), BoxError> {
+    let mut servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let (_, postgres) = servers.as_mut().ok_or("no server was started")?;
+    Ok(postgres.program().restart()?)
+}
+
 fn main() -> ExitCode {
     let mut capabilities = Capabilities::server(Duration::from_millis(10));
     // No notification comes through such a pooler.
     capabilities.push = false;
-    let code =
-        mcp_adapter_conformance::run("postgres_pgbouncer", capabilities, |options| async move {
-            let url = tokio::task::spawn_blocking(start).await??;
-            let postgres: PostgresOptions = options.proxy_url(&url)?.parse()?;
-            let postgres = postgres.schema(options.namespace());
-            Ok(PostgresAdapter::connect_with(postgres, options.limits().clone()).await?)
-        });
+    let suite =
+        Suite::new("postgres_pgbouncer", capabilities).with_restart(Restart::by(|_| async {
+            Ok(tokio::task::spawn_blocking(restart).await??)
+        }));
+    let code = suite.run(|options| async move {
+        let url = tokio::task::spawn_blocking(start).await??;
+        let postgres: PostgresOptions = options.proxy_url(&url)?.parse()?;
+        let postgres = postgres.schema(options.namespace());
+        Ok(PostgresAdapter::connect_with(postgres, options.limits().clone()).await?)
+    });
     SERVERS
         .lock()
         .unwrap_or_else(PoisonError::into_inner)

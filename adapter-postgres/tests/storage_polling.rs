@@ -1,12 +1,17 @@
 //! The steps of the storage, with doors that are polled.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
+use mcp_adapter_conformance::{Suite, server};
+use mcp_adapter_core::Capabilities;
 use mcp_adapter_postgres::{PostgresOptions, PostgresStorage, Wake};
 
 fn main() -> ExitCode {
-    mcp_adapter_conformance::run_storage("postgres_polling", |options| async move {
-        let url = mcp_adapter_conformance::server::postgres().await?;
+    let capabilities = Capabilities::server(Duration::from_millis(10));
+    let suite = Suite::new("postgres_polling", capabilities);
+    let suite = suite.with_restart(server::postgres_restart());
+    suite.run_storage(|options| async move {
+        let url = server::postgres().await?;
         let postgres: PostgresOptions = url.parse()?;
         let postgres = postgres.schema(options.namespace()).wake(Wake::Poll);
         Ok(PostgresStorage::connect(postgres, options.limits()).await?)

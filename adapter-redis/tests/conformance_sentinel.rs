@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use mcp_adapter_conformance::{
-    BoxError, Options,
+    BoxError, Options, Restart, Suite,
     server::{RedisSentinel, ServerError},
 };
 use mcp_adapter_redis::{RedisAdapter, RedisOptions};
@@ -13,7 +13,10 @@ use parking_lot::Mutex;
 
 fn main() -> std::process::ExitCode {
     let shared: Arc<Mutex<Option<RedisSentinel>>> = Arc::default();
-    let code = mcp_adapter_conformance::run("redis_sentinel", common::capabilities(), {
+    let suite = Suite::new("redis_sentinel", common::capabilities());
+    // A master that goes is replaced, and that is what this suite is about.
+    let restart = Restart::none("a restart is a failover");
+    let code = suite.with_restart(restart).run({
         let shared = Arc::clone(&shared);
         move |options: Options| {
             let shared = Arc::clone(&shared);

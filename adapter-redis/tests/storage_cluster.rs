@@ -2,12 +2,13 @@
 
 mod common;
 
-use mcp_adapter_conformance::Options;
+use mcp_adapter_conformance::{Options, Suite};
 use mcp_adapter_redis::{RedisOptions, RedisStorage};
 
 fn main() -> std::process::ExitCode {
     let cluster = common::Cluster::default();
-    let code = mcp_adapter_conformance::run_storage("redis_cluster", {
+    let suite = Suite::new("redis_cluster", common::capabilities());
+    let code = suite.with_restart(cluster.restart()).run_storage({
         let cluster = cluster.clone();
         move |options: Options| {
             let cluster = cluster.clone();

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use mcp_adapter_conformance::{Absent, BoxError, Suite, process};
+use mcp_adapter_conformance::{Absent, BoxError, Restart, Suite, process};
 use mcp_adapter_core::{Capabilities, Limits};
 use mcp_adapter_sqlite::{SqliteOptions, SqliteStorage};
 
@@ -38,7 +38,9 @@ fn main() -> ExitCode {
     let path = folder.path().to_owned();
     let capabilities = Capabilities::server(Duration::from_millis(1));
     // There is no connection that could be cut.
-    let suite = Suite::new("sqlite_processes", capabilities).without(Absent::Link);
+    let suite = Suite::new("sqlite_processes", capabilities)
+        .without(Absent::Link)
+        .with_restart(Restart::by_handles());
     let exit = suite.certify(move |options| {
         let limits = options.limits();
         let child = child(

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use mcp_adapter_conformance::run_storage;
+use mcp_adapter_conformance::{Restart, Suite};
+use mcp_adapter_core::Capabilities;
 use mcp_adapter_sqlite::{SqliteOptions, SqliteStorage, Synchronous};
 
 fn main() -> ExitCode {
@@ -14,7 +15,9 @@ fn main() -> ExitCode {
         }
     };
     let path = folder.path().to_owned();
-    let exit = run_storage("sqlite", move |options| {
+    let capabilities = Capabilities::server(std::time::Duration::from_millis(1));
+    let suite = Suite::new("sqlite", capabilities).with_restart(Restart::by_handles());
+    let exit = suite.run_storage(move |options| {
         let file = path.join(options.namespace());
         let options = SqliteOptions::new(file)
             .limits(options.limits().clone())

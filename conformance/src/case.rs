@@ -1,6 +1,6 @@
 //! The one list of cases.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use futures::future::BoxFuture;
 
@@ -31,11 +31,15 @@ pub enum Absent {
     /// [`Capabilities::shared`](mcp_adapter_core::Capabilities::shared) being
     /// `false`.
     Link,
+    /// The store cannot be closed and opened again by the suite, since it is not the
+    /// suite's: a server that somebody else runs. Declared, with the reason, by
+    /// [`Restart::none`](crate::Restart::none).
+    Restart,
 }
 
 impl Absent {
     /// All that may be declared away.
-    pub const ALL: &'static [Self] = &[Self::Durable, Self::Push, Self::Link];
+    pub const ALL: &'static [Self] = &[Self::Durable, Self::Push, Self::Link, Self::Restart];
 
     /// As ignored cases show it.
     #[must_use]
@@ -44,6 +48,7 @@ impl Absent {
             Self::Durable => "not durable",
             Self::Push => "no push",
             Self::Link => "no link",
+            Self::Restart => "not restarted",
         }
     }
 }
@@ -65,7 +70,63 @@ pub struct Case {
     /// What a backend may declare that it does not have, so that the case is
     /// ignored.
     pub needs: Option<Absent>,
+    /// The steps of the seam that it is about.
+    pub steps: &'static [&'static str],
     pub(crate) run: Run,
+}
+
+impl Case {
+    /// The rule of the seam that it is about, as [`mcp_adapter_core::storage`] names
+    /// it.
+    #[must_use]
+    pub fn rule(&self) -> Option<&'static str> {
+        let (area, _) = self.name.split_once("::")?;
+        let Run::Storage(_) = self.run else {
+            return None;
+        };
+        Some(match area {
+            "twice" | "unknown" => "Twice is once",
+            "existence" => "Existence is decided in the step",
+            "time" => "Time is the backend's",
+            "use" => "Use slides expiry",
+            "batch" => "A batch has one answer per entry",
+            "late" => "A command may come late",
+            "doorbell" => "A knock is a hint",
+            _ => return None,
+        })
+    }
+
+    /// Whether it closes the store, and with it those of other cases.
+    pub(crate) fn restarts(&self) -> bool {
+        self.needs == Some(Absent::Restart)
+    }
+
+    /// What is broken where it fails, and what to read about it.
+    #[must_use]
+    pub fn advice(&self) -> String {
+        let mut text = String::new();
+        for clause in self.clauses {
+            let _ = writeln!(text, "it holds {clause}: {}", clause.text());
+        }
+        text.push_str("read ");
+        if self.steps.is_empty() {
+            text.push_str("the contract in `mcp_adapter_core`");
+            if matches!(self.run, Run::Contract(_)) {
+                text.push_str(", after cases of `::storage::` that fail as well");
+            }
+        }
+        for (n, step) in self.steps.iter().enumerate() {
+            let separator = if n > 0 { ", " } else { "" };
+            let _ = write!(text, "{separator}`Storage::{step}`");
+        }
+        if let Some(rule) = self.rule() {
+            let _ = write!(
+                text,
+                ", and the rule \"{rule}\" in `mcp_adapter_core::storage`"
+            );
+        }
+        text
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -76,13 +137,16 @@ pub(crate) enum Run {
 
 macro_rules! cases {
     ($list:ident $doc:literal $suite:ident $root:ident:
-        $($area:ident { $($case:ident [$($clause:ident)+] $(unless $absent:ident)?;)+ })+
+        $($area:ident {
+            $($case:ident [$($clause:ident)+] $(($($step:ident)+))? $(unless $absent:ident)?;)+
+        })+
     ) => {
         #[doc = $doc]
         pub const $list: &[Case] = &[$($(Case {
             name: concat!(stringify!($area), "::", stringify!($case)),
             clauses: &[$(Clause::$clause,)+],
             needs: cases!(@needs $($absent)?),
+            steps: &[$($(stringify!($step)),+)?],
             run: Run::$suite(|store| Box::pin($root::$area::$case(store))),
         },)+)+];
     };
@@ -200,6 +264,10 @@ cases! { CASES "The cases over the traits of the contract." Contract cases:
         what_is_written_elsewhere_is_pushed [F2] unless Push;
         what_is_written_elsewhere_is_seen_within_the_catch_up_interval [F2];
     }
+    durable {
+        what_was_acknowledged_survives_a_restart [F1] unless Restart;
+        what_was_acknowledged_survives_a_crash [F1] unless Restart;
+    }
     start {
         ten_instances_start_at_once [F5];
         fields_of_other_versions_survive [F5 S2];
@@ -208,21 +276,21 @@ cases! { CASES "The cases over the traits of the contract." Contract cases:
 
 cases! { STORAGE_CASES "The cases over the storage seam." Storage storage:
     twice {
-        create [S1];
-        enter [E1];
-        update [S2];
-        delete [S4];
-        append_by_the_owner [E1];
-        append_of_a_batch [E1];
-        append_to_the_standalone_stream [E1];
-        finish [E8];
-        hold [E9];
-        put_request [C7 F4];
-        settle [C2];
-        mark_cancel [SG];
-        heartbeat [F3];
-        claim [F3];
-        shrink_and_sweep [E4 S5];
+        create [S1] (create);
+        enter [E1] (enter);
+        update [S2] (update);
+        delete [S4] (delete);
+        append_by_the_owner [E1] (append);
+        append_of_a_batch [E1] (append);
+        append_to_the_standalone_stream [E1] (append);
+        finish [E8] (append);
+        hold [E9] (hold);
+        put_request [C7 F4] (put_requests);
+        settle [C2] (settle);
+        mark_cancel [SG] (mark_cancel);
+        heartbeat [F3] (heartbeat);
+        claim [F3] (claim);
+        shrink_and_sweep [E4 S5] (shrink sweep);
     }
     unknown {
         every_write_can_be_read_back [F1 C1 C5];
@@ -232,48 +300,54 @@ cases! { STORAGE_CASES "The cases over the storage seam." Storage storage:
     existence {
         every_write_to_a_missing_session_changes_nothing [S4 E6];
         every_write_to_an_expired_session_changes_nothing [S3 E6];
-        an_append_creates_no_stream_of_a_call [E6];
-        another_principal_enters_and_deletes_nothing [E3];
-        a_stream_of_another_session_is_not_there [E3];
+        an_append_creates_no_stream_of_a_call [E6] (append hold);
+        another_principal_enters_and_deletes_nothing [E3] (enter delete);
+        a_stream_of_another_session_is_not_there [E3] (read hold append);
     }
     payload {
-        bytes_come_back_as_they_went_in [E7 C6 S2];
-        numbers_and_strings_differ [C3];
-        the_event_and_the_finish_are_seen_at_once [E8];
+        bytes_come_back_as_they_went_in [E7 C6 S2] (append settle update);
+        numbers_and_strings_differ [C3] (put_requests settle requests);
+        the_event_and_the_finish_are_seen_at_once [E8] (append read);
     }
     rule {
-        a_finish_tells_of_events_that_never_came [E5 E8];
-        a_dead_owners_finish_is_fenced [F3 E1];
-        a_claim_opens_epoch_two_at_least [F3];
-        a_repeated_settle_leaves_the_next_request_alone [C2 C7];
-        a_hold_is_taken_from_the_number_that_was_named [E9];
-        an_append_tells_who_holds_the_stream [E2];
-        a_shared_append_to_a_call_is_fenced [E1];
-        what_has_expired_is_not_counted [S6 S3];
+        a_finish_tells_of_events_that_never_came [E5 E8] (append);
+        a_dead_owners_finish_is_fenced [F3 E1] (append claim);
+        a_claim_opens_epoch_two_at_least [F3] (claim);
+        a_repeated_settle_leaves_the_next_request_alone [C2 C7] (settle);
+        a_hold_is_taken_from_the_number_that_was_named [E9] (hold);
+        an_append_tells_who_holds_the_stream [E2] (append);
+        a_shared_append_to_a_call_is_fenced [E1] (append);
+        what_has_expired_is_not_counted [S6 S3] (stats);
     }
     limit {
-        an_append_trims_the_oldest [E4 E5];
-        a_page_begins_strictly_after_and_ends_in_time [E2];
-        stats_and_usage_count_what_is_there [S6];
+        an_append_trims_the_oldest [E4 E5] (append);
+        a_page_begins_strictly_after_and_ends_in_time [E2] (read);
+        stats_and_usage_count_what_is_there [S6] (stats shrink);
     }
     time {
-        a_session_expires_by_the_backends_clock [S3];
-        a_request_ends_by_the_backends_clock [C4];
-        a_finished_stream_goes_by_the_backends_clock [E4];
-        sweeping_is_bounded_and_safe_at_many [S5];
+        a_session_expires_by_the_backends_clock [S3] (create read);
+        a_request_ends_by_the_backends_clock [C4] (put_requests settle requests);
+        a_finished_stream_goes_by_the_backends_clock [E4] (append read);
+        sweeping_is_bounded_and_safe_at_many [S5] (sweep);
     }
     death {
-        a_claim_needs_a_counter_that_stands_still [F3];
-        a_sweep_ends_what_belongs_to_the_dead [F3];
+        a_claim_needs_a_counter_that_stands_still [F3] (claim settle sweep);
+        a_sweep_ends_what_belongs_to_the_dead [F3] (sweep);
+    }
+    durable {
+        what_was_acknowledged_is_there_when_the_store_is_opened_again [F1 S4]
+            (create append put_requests) unless Restart;
+        repeats_are_known_when_the_store_is_opened_again [F1 E1 C2]
+            (append settle create) unless Restart;
     }
     format {
-        a_record_of_a_newer_version_is_not_absent [F5];
-        the_generation_is_told_and_stays [E1 F5];
-        ten_handles_open_at_once [F5];
+        a_record_of_a_newer_version_is_not_absent [F5] (create enter);
+        the_generation_is_told_and_stays [E1 F5] (attach);
+        ten_handles_open_at_once [F5] (attach);
     }
     doorbell {
-        knocks_go_to_their_door [F2 SG];
-        the_step_that_writes_wakes [E2 C5 F2];
-        a_doorbell_that_lags_says_so [F2];
+        knocks_go_to_their_door [F2 SG] (knock doorbell);
+        the_step_that_writes_wakes [E2 C5 F2] (doorbell);
+        a_doorbell_that_lags_says_so [F2] (doorbell);
     }
 }

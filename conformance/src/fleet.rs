@@ -19,6 +19,7 @@ use crate::{
     instance::Instance,
     on::On,
     options::Options,
+    restart::{self, Restart},
     wait::{Failure, chain},
 };
 
@@ -117,7 +118,18 @@ pub(crate) struct Fleet {
     /// The unit of all times: far above the backend's granularity.
     tick: Duration,
     patience: Duration,
+    restart: Option<Restart>,
     opened: Arc<Mutex<Vec<Opened>>>,
+}
+
+/// How all instances end before the store is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Each is closed as its adapter provides for.
+    Closed,
+    /// With no last words, as a process that is killed; a handle in this process is
+    /// dropped all the same, or the store would stay open.
+    Killed,
 }
 
 impl Fleet {
@@ -136,6 +148,7 @@ impl Fleet {
             declared: capabilities,
             tick,
             patience: patience + tick * 100,
+            restart: None,
             opened: Arc::default(),
         };
         // Values that are in range whatever the tick is.
@@ -154,6 +167,19 @@ impl Fleet {
                 .max_outage(tick * 1000)
         });
         base.unwrap_or(fleet)
+    }
+
+    pub(crate) fn with_restart(self, restart: Option<Restart>) -> Self {
+        Self { restart, ..self }
+    }
+
+    /// Ends all instances, closes the store, and leaves it to the next instance to
+    /// open it again. Nothing of an instance may be kept: it would keep the store open.
+    pub(crate) async fn restart(&self, ending: Ending) -> Result<(), Failure> {
+        let fleet = self.clone();
+        let ended = tokio::task::spawn_blocking(move || fleet.end_all(ending));
+        ended.await.map_err(Failure::new)?;
+        restart::close(self.restart.as_ref(), &self.options).await
     }
 
     /// The same store with other limits.
@@ -236,6 +262,10 @@ impl Fleet {
 
     /// Closes what is still open; to be called where nothing runs.
     pub(crate) fn end(&self) {
+        self.end_all(Ending::Closed);
+    }
+
+    fn end_all(&self, ending: Ending) {
         for Opened { node, adapter } in self.opened.lock().drain(..) {
             let runtime = node.runtime.lock().take();
             let Some(runtime) = runtime else {
@@ -243,6 +273,13 @@ impl Fleet {
                 Box::leak(Box::new(adapter));
                 continue;
             };
+            if ending == Ending::Killed {
+                // Its processes first: they are killed with the runtime.
+                node.alive.store(false, Ordering::SeqCst);
+                runtime.shutdown_timeout(CLOSING);
+                drop(adapter);
+                continue;
+            }
             let close = adapter.close();
             let _ = runtime.block_on(async { tokio::time::timeout(CLOSING, close).await.is_ok() });
             {

@@ -71,6 +71,13 @@ impl Options {
             .clone()
     }
 
+    /// Forgets the store in this process, as the end of the process does.
+    pub(crate) fn forget_store(&self) {
+        let store = self.store.lock().take();
+        // Not under the lock: whatever it does.
+        drop(store);
+    }
+
     /// For backends behind a connection: the address to connect to instead of
     /// `server`. The suite listens there, forwards, and cuts or freezes the
     /// connections of this one instance where a case is about that.

@@ -1,7 +1,7 @@
 //! Running the suite.
 
 use std::{
-    any::Any,
+    borrow::Cow,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
@@ -17,14 +17,10 @@ use crate::{
     fleet::{BoxError, Fleet, Open, opener},
     options::Options,
     preflight::{self, Preflight},
+    restart::{How, Restart},
+    runner::{Report, THREADS, check, in_turn, namespace, on_a_runtime, text_of},
     storage::{OpenStorage, Store, storage_opener},
-    wait::Failure,
 };
-
-/// No case takes so long, unless it hangs.
-const CASE_TIME: Duration = Duration::from_secs(120);
-/// Cases wait more than they compute.
-const THREADS: usize = 4;
 
 /// Certifies a backend: the `main` of a `harness = false` test. All cases, those
 /// of [`run_storage`] and those of [`run`] over an [`Engine`] with it, in one run
@@ -64,27 +60,13 @@ where
 /// The full contract is certified by [`run`]; this tells which step is wrong.
 /// [`certify`] does both.
 #[must_use = "it is the verdict, and the exit code of the test"]
-pub fn run_storage<S, O, F>(name: &str, open: O) -> ExitCode
+pub fn run_storage<S, O, F>(name: &str, capabilities: Capabilities, open: O) -> ExitCode
 where
     S: Storage,
     O: Fn(Options) -> F + Send + Sync + 'static,
     F: Future<Output = Result<S, BoxError>> + Send + 'static,
 {
-    let open = storage_opener(open);
-    let trials = storage_trials(name, &open);
-    let suite = name.to_owned();
-    conclude(trials, &|| preflight_of_storage(&suite, &open))
-}
-
-fn storage_trials(name: &str, open: &Arc<OpenStorage>) -> Vec<Trial> {
-    let trial = |case: &'static Case| {
-        let (open, suite) = (Arc::clone(open), name.to_owned());
-        let run = move || run_storage_case(case, &suite, &open);
-        Trial::test(format!("{name}::storage::{}", case.name), move || {
-            run().map_err(Into::into)
-        })
-    };
-    STORAGE_CASES.iter().map(trial).collect()
+    Suite::new(name, capabilities).run_storage(open)
 }
 
 fn preflight_of_storage(suite: &str, open: &Arc<OpenStorage>) -> Result<(), String> {
@@ -112,6 +94,7 @@ pub struct Suite {
     capabilities: Capabilities,
     absent: Vec<Absent>,
     patience: Duration,
+    restart: Option<Restart>,
     storage: Option<Arc<OpenStorage>>,
 }
 
@@ -121,6 +104,7 @@ impl fmt::Debug for Suite {
             .field("name", &self.name)
             .field("capabilities", &self.capabilities)
             .field("absent", &self.absent)
+            .field("restart", &self.restart)
             .finish_non_exhaustive()
     }
 }
@@ -144,6 +128,7 @@ impl Suite {
             capabilities,
             absent,
             patience: Duration::from_secs(10),
+            restart: None,
             storage: None,
         }
     }
@@ -158,6 +143,20 @@ impl Suite {
     /// Declares that the backend does not have this.
     pub fn without(mut self, absent: Absent) -> Self {
         self.absent.push(absent);
+        self
+    }
+
+    /// Says how the store is closed and opened again, as every backend must that
+    /// declares itself [`durable`](Capabilities::durable).
+    ///
+    /// ```no_run
+    /// # use mcp_adapter_conformance::{Restart, Suite};
+    /// # use mcp_adapter_core::Capabilities;
+    /// # let suite = Suite::new("acme", Capabilities::in_process());
+    /// suite.with_restart(Restart::by_handles());
+    /// ```
+    pub fn with_restart(mut self, restart: Restart) -> Self {
+        self.restart = Some(restart);
         self
     }
 
@@ -178,7 +177,59 @@ impl Suite {
     /// Why a case is ignored, if it is.
     #[must_use]
     pub fn ignores(&self, case: &Case) -> Option<Absent> {
-        case.needs.filter(|absent| self.absent.contains(absent))
+        let needs = case.needs?;
+        if needs == Absent::Restart {
+            let volatile = self.absent.contains(&Absent::Durable);
+            let not = matches!(self.restart, Some(Restart(How::Not(_))));
+            return match volatile {
+                true => Some(Absent::Durable),
+                false => not.then_some(needs),
+            };
+        }
+        self.absent.contains(&needs).then_some(needs)
+    }
+
+    /// As an ignored case shows it.
+    fn reason(&self, absent: Absent) -> Cow<'static, str> {
+        match (absent, &self.restart) {
+            (Absent::Restart, Some(Restart(How::Not(why)))) => why.clone(),
+            (absent, _) => absent.label().into(),
+        }
+    }
+
+    fn trial(
+        &self,
+        area: &str,
+        case: &'static Case,
+        run: impl Fn(&Case) -> Result<(), String> + Send + 'static,
+    ) -> Trial {
+        let ignored = self.ignores(case).map(|absent| self.reason(absent));
+        let name = format!("{}::{area}{}", self.name, case.name);
+        Trial::test(name, move || in_turn(case, run).map_err(Into::into))
+            .with_ignored_flag(ignored.is_some())
+            .with_kind(ignored.unwrap_or_default())
+    }
+
+    fn storage_trials(&self, open: &Arc<OpenStorage>) -> Vec<Trial> {
+        let trial = |case| {
+            let (open, suite) = (Arc::clone(open), self.clone());
+            let run = move |case: &Case| suite.run_storage_case(case, &open);
+            self.trial("storage::", case, run)
+        };
+        STORAGE_CASES.iter().map(trial).collect()
+    }
+
+    /// As [`run_storage`](run_storage()).
+    #[must_use = "it is the verdict, and the exit code of the test"]
+    pub fn run_storage<S, O, F>(self, open: O) -> ExitCode
+    where
+        S: Storage,
+        O: Fn(Options) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<S, BoxError>> + Send + 'static,
+    {
+        let open = storage_opener(open);
+        let trials = self.storage_trials(&open);
+        conclude(trials, &|| preflight_of_storage(&self.name, &open))
     }
 
     /// As [`run`](run()).
@@ -193,7 +244,7 @@ impl Suite {
         let mut trials = self
             .storage
             .as_ref()
-            .map_or_else(Vec::new, |storage| storage_trials(&self.name, storage));
+            .map_or_else(Vec::new, |storage| self.storage_trials(storage));
         trials.extend(self.trials(&open));
         conclude(trials, &|| {
             if let Some(storage) = &self.storage {
@@ -233,11 +284,7 @@ impl Suite {
     fn trials(&self, open: &Arc<Open>) -> Vec<Trial> {
         let trial = |case| {
             let (open, suite) = (Arc::clone(open), self.clone());
-            let ignored = self.ignores(case);
-            let run = move || suite.run_case(case, &open).map_err(Into::into);
-            Trial::test(format!("{}::{}", self.name, case.name), run)
-                .with_ignored_flag(ignored.is_some())
-                .with_kind(ignored.map_or("", Absent::label))
+            self.trial("", case, move |case| suite.run_case(case, &open))
         };
         CASES.iter().map(trial).collect()
     }
@@ -255,10 +302,33 @@ impl Suite {
         check(CASES, runs, |case| self.run_case(case, &open))
     }
 
+    /// As [`check`](Self::check), of the cases over the storage seam.
+    pub fn check_storage<S, O, F>(&self, select: impl Fn(&Case) -> bool, open: O) -> Report
+    where
+        S: Storage,
+        O: Fn(Options) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<S, BoxError>> + Send + 'static,
+    {
+        let open = storage_opener(open);
+        let runs = |case: &Case| select(case) && self.ignores(case).is_none();
+        check(STORAGE_CASES, runs, |case| {
+            self.run_storage_case(case, &open)
+        })
+    }
+
+    fn run_storage_case(&self, case: &Case, open: &Arc<OpenStorage>) -> Result<(), String> {
+        let Run::Storage(body) = case.run else {
+            return Ok(());
+        };
+        let store = Store::new(open, namespace(&self.name));
+        on_a_runtime(body(store.with_restart(self.restart.clone())))
+    }
+
     /// On a store of its own.
     fn fleet(&self, open: &Arc<Open>) -> Fleet {
         let namespace = namespace(&self.name);
-        Fleet::new(open, namespace, self.capabilities, self.patience)
+        let fleet = Fleet::new(open, namespace, self.capabilities, self.patience);
+        fleet.with_restart(self.restart.clone())
     }
 
     fn run_case(&self, case: &Case, open: &Arc<Open>) -> Result<(), String> {
@@ -271,98 +341,6 @@ impl Suite {
         verdict?;
         ended.map_err(|panic| format!("closing the instances: {}", text_of(&*panic)))
     }
-}
-
-/// Runs the cases of [`run_storage`] that `select` picks, as
-/// [`Suite::check`] does those of [`run`].
-pub fn check_storage<S, O, F>(name: &str, select: impl Fn(&Case) -> bool, open: O) -> Report
-where
-    S: Storage,
-    O: Fn(Options) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<S, BoxError>> + Send + 'static,
-{
-    let open = storage_opener(open);
-    check(STORAGE_CASES, select, |case| {
-        run_storage_case(case, name, &open)
-    })
-}
-
-fn check(
-    cases: &'static [Case],
-    select: impl Fn(&Case) -> bool,
-    run: impl Fn(&Case) -> Result<(), String> + Sync,
-) -> Report {
-    let picked: Vec<_> = cases.iter().filter(|case| select(case)).collect();
-    let mut report = Report::default();
-    for some in picked.chunks(THREADS) {
-        let results: Vec<_> = std::thread::scope(|scope| {
-            let spawn = |case: &&'static Case| {
-                let (case, run) = (*case, &run);
-                scope.spawn(move || run(case))
-            };
-            let running: Vec<_> = some.iter().map(spawn).collect();
-            let join = |case: std::thread::ScopedJoinHandle<'_, Result<(), String>>| {
-                case.join().unwrap_or_else(|panic| Err(text_of(&*panic)))
-            };
-            running.into_iter().map(join).collect()
-        });
-        for (case, result) in some.iter().zip(results) {
-            match result {
-                Ok(()) => report.passed.push(case.name),
-                Err(why) => report.failed.push((case.name, why)),
-            }
-        }
-    }
-    report
-}
-
-fn run_storage_case(case: &Case, suite: &str, open: &Arc<OpenStorage>) -> Result<(), String> {
-    let Run::Storage(body) = case.run else {
-        return Ok(());
-    };
-    on_a_runtime(body(Store::new(open, namespace(suite))))
-}
-
-/// Runs a case to its end, whatever that is.
-fn on_a_runtime(body: impl Future<Output = Result<(), Failure>>) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("case")
-        .enable_all()
-        .build()
-        .map_err(|error| error.to_string())?;
-    let timed = async { tokio::time::timeout(CASE_TIME, body).await };
-    let result = catch_unwind(AssertUnwindSafe(|| runtime.block_on(timed)));
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    match result {
-        Ok(Ok(Ok(()))) => Ok(()),
-        Ok(Ok(Err(failure))) => Err(failure.to_string()),
-        Ok(Err(_)) => Err(format!("the case hangs: no end within {CASE_TIME:?}")),
-        Err(panic) => Err(text_of(&*panic)),
-    }
-}
-
-fn text_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    format!("panicked: {}", text.unwrap_or("without a message"))
-}
-
-/// A name for the store of one case, which nobody has used before.
-fn namespace(suite: &str) -> String {
-    let name = suite.chars().filter(char::is_ascii_alphanumeric).take(16);
-    let name: String = name.map(|char| char.to_ascii_lowercase()).collect();
-    format!("t_{name}_{:012x}", fastrand::u64(..) >> 16)
-}
-
-/// What became of the cases.
-#[derive(Debug, Default, Clone)]
-#[non_exhaustive]
-pub struct Report {
-    /// Cases that passed.
-    pub passed: Vec<&'static str>,
-    /// Cases that failed, and why.
-    pub failed: Vec<(&'static str, String)>,
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use mcp_adapter_conformance::{CASES, Clause, STORAGE_CASES, Suite, clause_table};
+use mcp_adapter_conformance::{
+    Absent, CASES, Case, Clause, Restart, STORAGE_CASES, Suite, clause_table,
+};
 use mcp_adapter_core::Capabilities;
 
 #[test]
@@ -68,7 +70,10 @@ fn nothing_of_the_core_can_be_declared_away() {
             assert!(held > 1, "{clause} is held by `{}` alone", case.name);
         }
     }
-    assert!(STORAGE_CASES.iter().all(|case| case.needs.is_none()));
+    for case in STORAGE_CASES {
+        let volatile = case.needs == Some(Absent::Restart);
+        assert!(volatile || case.needs.is_none(), "`{}`", case.name);
+    }
 }
 
 #[test]
@@ -91,12 +96,44 @@ fn only_what_was_declared_is_ignored() {
     for case in CASES {
         let label = memory.ignores(case).map(|absent| absent.label());
         let expected = case.needs.map(|absent| absent.label());
-        // Memory pushes.
-        assert_eq!(
-            label,
-            expected.filter(|label| *label != "no push"),
-            "{}",
-            case.name
-        );
+        // Memory pushes, and it would have to be durable first to be restarted.
+        let expected = match case.needs {
+            Some(Absent::Push) => None,
+            Some(Absent::Restart) => Some("not durable"),
+            _ => expected,
+        };
+        assert_eq!(label, expected, "{}", case.name);
+    }
+    let server = Capabilities::server(std::time::Duration::from_millis(1));
+    let foreign = Suite::new("foreign", server).with_restart(Restart::none("it is another's"));
+    let restarts = |case: &&Case| case.needs == Some(Absent::Restart);
+    for case in CASES.iter().chain(STORAGE_CASES).filter(restarts) {
+        assert_eq!(foreign.ignores(case), Some(Absent::Restart));
+    }
+}
+
+/// A failure says what to read: it must be there.
+#[test]
+fn what_a_failure_refers_to_is_documented() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../core/src/storage.rs");
+    let Ok(seam) = fs::read_to_string(&path) else {
+        return; // this crate was unpacked alone
+    };
+    for case in STORAGE_CASES {
+        for step in case.steps {
+            assert!(seam.contains(&format!("fn {step}(")), "`{}`", case.name);
+        }
+        if let Some(rule) = case.rule() {
+            assert!(seam.contains(&format!("**{rule}.**")), "`{}`", case.name);
+        }
+        let known = !case.steps.is_empty() || case.rule().is_some();
+        assert!(known, "`{}` tells nothing to read", case.name);
+        for clause in case.clauses {
+            assert!(case.advice().contains(clause.name()), "{}", case.advice());
+        }
+    }
+    for case in CASES {
+        assert!(case.steps.is_empty() && case.rule().is_none());
+        assert!(case.advice().contains("contract"), "{}", case.advice());
     }
 }

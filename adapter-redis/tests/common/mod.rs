@@ -4,7 +4,7 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use mcp_adapter_conformance::{
-    BoxError, Options,
+    BoxError, Options, Restart, Suite,
     server::{self, RedisCluster, ServerError},
 };
 use mcp_adapter_core::Capabilities;
@@ -31,7 +31,8 @@ pub(crate) fn capabilities() -> Capabilities {
 }
 
 pub(crate) fn suite(name: &str, protocol: Protocol) -> ExitCode {
-    mcp_adapter_conformance::run(name, capabilities(), move |options: Options| async move {
+    let suite = Suite::new(name, capabilities()).with_restart(server::redis_restart());
+    suite.run(move |options: Options| async move {
         let url = options.proxy_url(&server::redis().await?)?;
         let redis = RedisOptions::new(&protocol.of(&url))?.with_prefix(options.namespace());
         Ok(RedisAdapter::connect(redis, options.limits().clone()).await?)
@@ -39,7 +40,8 @@ pub(crate) fn suite(name: &str, protocol: Protocol) -> ExitCode {
 }
 
 pub(crate) fn storage_suite(name: &str, protocol: Protocol) -> ExitCode {
-    mcp_adapter_conformance::run_storage(name, move |options: Options| async move {
+    let suite = Suite::new(name, capabilities()).with_restart(server::redis_restart());
+    suite.run_storage(move |options: Options| async move {
         let url = server::redis().await?;
         let redis = RedisOptions::new(&protocol.of(&url))?.with_prefix(options.namespace());
         Ok(RedisStorage::connect(redis, options.limits()).await?)
@@ -61,6 +63,28 @@ impl Cluster {
             Ok::<_, ServerError>(cluster.as_ref().map(RedisCluster::url).unwrap_or_default())
         });
         Ok(started.await??)
+    }
+
+    /// All its masters at once.
+    pub(crate) fn restart(&self) -> Restart {
+        let shared = Arc::clone(&self.0);
+        Restart::by(move |_| {
+            let shared = Arc::clone(&shared);
+            async move {
+                let restarted = tokio::task::spawn_blocking(move || {
+                    let mut cluster = shared.lock();
+                    let cluster = cluster.as_mut().ok_or("no Cluster was started")?;
+                    for node in cluster.nodes_mut() {
+                        node.program().end(false)?;
+                    }
+                    for node in cluster.nodes_mut() {
+                        node.program().restart()?;
+                    }
+                    Ok::<_, BoxError>(cluster.wait_until_agreed()?)
+                });
+                restarted.await?
+            }
+        })
     }
 
     pub(crate) fn stop(&self) {

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use mcp_adapter_conformance::{Absent, Suite};
+use mcp_adapter_conformance::{Absent, Restart, Suite};
 use mcp_adapter_core::Capabilities;
 use mcp_adapter_sqlite::{SqliteAdapter, SqliteOptions};
 
@@ -18,7 +18,9 @@ pub(crate) fn run(name: &'static str, tune: fn(SqliteOptions) -> SqliteOptions) 
     let path = folder.path().to_owned();
     let capabilities = Capabilities::server(std::time::Duration::from_millis(1));
     // There is no connection that could be cut.
-    let suite = Suite::new(name, capabilities).without(Absent::Link);
+    let suite = Suite::new(name, capabilities)
+        .without(Absent::Link)
+        .with_restart(Restart::by_handles());
     let exit = suite.run(move |options| {
         let file = path.join(options.namespace());
         let options = tune(SqliteOptions::new(file).limits(options.limits().clone()));

@@ -2,6 +2,7 @@
 //! [`CASES`](crate::CASES); comments say why it could fail.
 
 pub(crate) mod death;
+pub(crate) mod durable;
 pub(crate) mod event;
 pub(crate) mod expiry;
 pub(crate) mod holder;

@@ -59,6 +59,13 @@ pub(super) fn postgres() -> Option<Result<Container, ServerError>> {
     })
 }
 
+/// Whether there is a Docker engine.
+pub(super) fn is_reachable() -> bool {
+    // The socket's file outlives an engine that was killed.
+    std::env::var_os("DOCKER_HOST").is_some()
+        || std::os::unix::net::UnixStream::connect("/var/run/docker.sock").is_ok()
+}
+
 fn run<F>(
     port: u16,
     start: impl FnOnce() -> F,
@@ -67,10 +74,7 @@ fn run<F>(
 where
     F: Future<Output = testcontainers::core::error::Result<ContainerAsync<GenericImage>>>,
 {
-    // The socket's file outlives an engine that was killed.
-    let reachable = std::env::var_os("DOCKER_HOST").is_some()
-        || std::os::unix::net::UnixStream::connect("/var/run/docker.sock").is_ok();
-    if !reachable {
+    if !is_reachable() {
         return None;
     }
     let build = || {

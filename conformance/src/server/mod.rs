@@ -33,6 +33,7 @@ pub use self::{
     postgres::Postgres,
     redis::{Redis, RedisCluster, RedisSentinel},
 };
+use crate::Restart;
 
 /// There is no server.
 #[derive(Debug)]
@@ -71,6 +72,9 @@ impl Shared {
     }
 }
 
+const REDIS_URL: &str = "MCP_ADAPTER_TEST_REDIS_URL";
+const POSTGRES_URL: &str = "MCP_ADAPTER_TEST_POSTGRES_URL";
+
 static REDIS: Mutex<Option<Shared>> = Mutex::new(None);
 static POSTGRES: Mutex<Option<Shared>> = Mutex::new(None);
 
@@ -80,14 +84,51 @@ static POSTGRES: Mutex<Option<Shared>> = Mutex::new(None);
 /// # Errors
 /// Where there is none; the error says what to install.
 pub async fn redis() -> Result<String, ServerError> {
-    shared("MCP_ADAPTER_TEST_REDIS_URL", &REDIS, || {
+    shared(REDIS_URL, &REDIS, || {
         #[cfg(feature = "testcontainers")]
         if let Some(container) = container::redis() {
             return container.map(|container| Shared::Container(Box::new(container)));
         }
-        Redis::start(&[]).map(Shared::Redis)
+        // What it has acknowledged outlives a restart.
+        let log = ["--appendonly", "yes", "--appendfsync", "no"];
+        Redis::start(&log).map(Shared::Redis)
     })
     .await
+}
+
+/// How the suite restarts the server of [`redis()`]. One that is not this process's
+/// cannot be restarted: then the cases that would are ignored, with that reason.
+#[must_use]
+pub fn redis_restart() -> Restart {
+    restart(REDIS_URL, &REDIS)
+}
+
+/// As [`redis_restart`], of [`postgres()`].
+#[must_use]
+pub fn postgres_restart() -> Restart {
+    restart(POSTGRES_URL, &POSTGRES)
+}
+
+fn restart(variable: &'static str, slot: &'static Mutex<Option<Shared>>) -> Restart {
+    if env::var_os(variable).is_some() {
+        return Restart::none(format!("the server is that of {variable}"));
+    }
+    #[cfg(feature = "testcontainers")]
+    if container::is_reachable() {
+        return Restart::none("the server is a container");
+    }
+    Restart::by(move |_| async move {
+        let restarted = tokio::task::spawn_blocking(move || {
+            let mut slot = slot.lock();
+            let program = match slot.as_mut() {
+                Some(Shared::Redis(redis)) => redis.program(),
+                Some(Shared::Postgres(postgres)) => postgres.program(),
+                _ => return Err(ServerError::new("no server was started")),
+            };
+            program.restart().map_err(ServerError::new)
+        });
+        Ok(restarted.await??)
+    })
 }
 
 /// The URL of a Postgres server, of which a test has the schema of its
@@ -96,7 +137,7 @@ pub async fn redis() -> Result<String, ServerError> {
 /// # Errors
 /// Where there is none; the error says what to install.
 pub async fn postgres() -> Result<String, ServerError> {
-    shared("MCP_ADAPTER_TEST_POSTGRES_URL", &POSTGRES, || {
+    shared(POSTGRES_URL, &POSTGRES, || {
         #[cfg(feature = "testcontainers")]
         if let Some(container) = container::postgres() {
             return container.map(|container| Shared::Container(Box::new(container)));

@@ -2,6 +2,7 @@
 
 pub(crate) mod death;
 pub(crate) mod doorbell;
+pub(crate) mod durable;
 pub(crate) mod existence;
 pub(crate) mod format;
 pub(crate) mod limit;
@@ -29,6 +30,7 @@ use mcp_adapter_core::{
 use crate::{
     fleet::BoxError,
     options::Options,
+    restart::{self, Restart},
     wait::{Failure, chain},
 };
 
@@ -54,6 +56,7 @@ where
 pub(crate) struct Store {
     open: Arc<OpenStorage>,
     options: Options,
+    restart: Option<Restart>,
 }
 
 impl Store {
@@ -61,7 +64,17 @@ impl Store {
         Self {
             open: Arc::clone(open),
             options: Options::new(namespace, Limits::default()),
+            restart: None,
         }
+    }
+
+    pub(crate) fn with_restart(self, restart: Option<Restart>) -> Self {
+        Self { restart, ..self }
+    }
+
+    /// Closes the store, of which all handles were dropped.
+    pub(crate) async fn restart(&self) -> Result<(), Failure> {
+        restart::close(self.restart.as_ref(), &self.options).await
     }
 
     /// Another handle on the store.

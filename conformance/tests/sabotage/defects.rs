@@ -29,6 +29,7 @@ pub(crate) enum Rule {
     SweepWakes,
     UsageIsTold,
     InlineNeverWaits,
+    StoreOutlivesHandles,
 }
 
 /// What is wrong, the clause, the case that finds it, and whether that is one of
@@ -126,6 +127,20 @@ pub(crate) const MISSED: &[Missed] = &[
         Clause::S1,
         "twice::create",
         true,
+    ),
+    (
+        Rule::StoreOutlivesHandles,
+        "the store says that it is durable, and is gone with its last handle",
+        Clause::F1,
+        "durable::what_was_acknowledged_is_there_when_the_store_is_opened_again",
+        true,
+    ),
+    (
+        Rule::StoreOutlivesHandles,
+        "the store says that it is durable, and is gone with its last handle",
+        Clause::F1,
+        "durable::what_was_acknowledged_survives_a_crash",
+        false,
     ),
 ];
 

@@ -5,15 +5,22 @@
 mod defects;
 mod saboteur;
 
-use std::{fmt::Write as _, fs, path::Path, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    fs,
+    path::Path,
+    sync::{LazyLock, Mutex},
+    time::Duration,
+};
 
 use mcp_adapter_conformance::{
-    CASES, Case, Clause, Options, STORAGE_CASES, Suite, check_storage, faults::Far,
+    CASES, Case, Clause, Options, Restart, STORAGE_CASES, Suite, faults::Far,
 };
 use mcp_adapter_core::{Capabilities, Engine};
 use mcp_adapter_memory::MemoryStorage;
 
-use defects::{Defect, MISSED, Missed, defect};
+use defects::{Defect, MISSED, Missed, Rule, defect};
 use saboteur::{Saboteur, Secrets};
 
 /// A defect of a clause, and a suite and case that must find it.
@@ -33,19 +40,33 @@ fn hunts() -> Vec<Hunt> {
     hunts
 }
 
+/// Stores that outlive all instances, by their namespaces, as files do.
+static DISK: LazyLock<Mutex<HashMap<String, (MemoryStorage, Secrets)>>> =
+    LazyLock::new(Mutex::default);
+
 /// What became of one case over a backend with this defect, or with none.
 fn check(case: &'static str, of_storage: bool, sabotaged: Option<Defect>) -> Result<(), String> {
     let open = move |options: Options| async move {
-        let (store, secrets) = options.store(|| (MemoryStorage::new(), Secrets::default()));
+        let new = || (MemoryStorage::new(), Secrets::default());
+        let (store, secrets) = match sabotaged {
+            Some(Defect::Miss(Rule::StoreOutlivesHandles)) => options.store(new),
+            _ => {
+                let mut disk = DISK.lock().expect("no panic");
+                let name = options.namespace().to_owned();
+                disk.entry(name).or_insert_with(new).clone()
+            }
+        };
         let far = Far::new(store, options.link());
         Saboteur::open(far, secrets, sabotaged).await
     };
     let this = |other: &Case| other.name == case;
+    let capabilities = Capabilities::server(Duration::from_millis(1));
+    let suite = Suite::new("sabotage", capabilities)
+        .with_patience(Duration::from_secs(3))
+        .with_restart(Restart::by_handles());
     let report = if of_storage {
-        check_storage("sabotage", this, open)
+        suite.check_storage(this, open)
     } else {
-        let capabilities = Capabilities::server(Duration::from_millis(1));
-        let suite = Suite::new("sabotage", capabilities).with_patience(Duration::from_secs(3));
         suite.check(this, move |options| async move {
             let limits = options.limits().clone();
             Ok(Engine::new(open(options).await?, limits))

@@ -2,12 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use futures::{FutureExt, StreamExt};
-use mcp_adapter_core::SessionId;
+use mcp_adapter_core::{Capabilities, SessionId};
 use mcp_adapter_memory::MemoryStorage;
 use tokio::net::UnixStream;
 
 use super::*;
-use crate::{check_storage, process::serve_on};
+use crate::{Suite, process::serve_on};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -29,8 +29,8 @@ async fn remote(storage: MemoryStorage) -> io::Result<Remote> {
 
 #[test]
 fn every_step_crosses_as_it_is() {
-    let report = check_storage(
-        "crossing",
+    let suite = Suite::new("crossing", Capabilities::in_process());
+    let report = suite.check_storage(
         |_| true,
         |options| async move { Ok(remote(options.store(MemoryStorage::new)).await?) },
     );
