@@ -13,7 +13,7 @@ use super::{Store, steps::*};
 use crate::wait::{Verdict, claim, claim_eq};
 
 pub(crate) async fn a_claim_needs_a_counter_that_stands_still(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, c] = store.handles().await?;
     let session = stream(&a).await?;
     put(&a, &request(session, 1)).await?;
     beat(&a, A, 4).await?;
@@ -69,7 +69,7 @@ pub(crate) async fn a_claim_needs_a_counter_that_stands_still(store: Store) -> V
         owner: C,
         ..open("orphan")?
     };
-    a.enter(&session, &ME, Some(&orphan)).await?;
+    c.enter(&session, &ME, Some(&orphan)).await?;
     let claim = Claim {
         session,
         stream: name("orphan")?,
@@ -81,9 +81,9 @@ pub(crate) async fn a_claim_needs_a_counter_that_stands_still(store: Store) -> V
 }
 
 pub(crate) async fn a_sweep_ends_what_belongs_to_the_dead(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, b] = store.handles().await?;
     beat(&a, A, 1).await?;
-    beat(&a, B, 1).await?;
+    beat(&b, B, 1).await?;
     let mut sessions = Vec::new();
     for _ in 0..20 {
         let session = stream(&a).await?;
@@ -92,12 +92,12 @@ pub(crate) async fn a_sweep_ends_what_belongs_to_the_dead(store: Store) -> Verdi
             owner: B,
             ..open("living")?
         };
-        a.enter(&session, &ME, Some(&living)).await?;
+        b.enter(&session, &ME, Some(&living)).await?;
         let asked = PutRequest {
             owner: B,
             ..request(session, 2)
         };
-        put(&a, &asked).await?;
+        put(&b, &asked).await?;
         sessions.push(session);
     }
     let finished = stream(&a).await?;

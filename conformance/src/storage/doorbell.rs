@@ -63,7 +63,7 @@ fn knocks(
 }
 
 pub(crate) async fn knocks_go_to_their_door(store: Store) -> Verdict {
-    let (a, b) = (store.open().await?, store.open().await?);
+    let [a, b] = store.handles().await?;
     let (mut at_a, mut at_b) = (bell(&a, A).await?, bell(&b, B).await?);
     let session = key();
     let targets = [
@@ -107,7 +107,7 @@ pub(crate) async fn knocks_go_to_their_door(store: Store) -> Verdict {
 }
 
 pub(crate) async fn the_step_that_writes_wakes(store: Store) -> Verdict {
-    let (a, b) = (store.open().await?, store.open().await?);
+    let [a, b] = store.handles().await?;
     let (mut at_a, mut at_b) = (bell(&a, A).await?, bell(&b, B).await?);
     let session = stream(&a).await?;
     let stream = Knock::Wake(session, Target::Stream(name("s")?));
@@ -165,7 +165,7 @@ pub(crate) async fn the_step_that_writes_wakes(store: Store) -> Verdict {
     let step = "`claim`, of a stream that it holds,";
     knocks(step, B, &mut at_b, &stream).await?;
     a.enter(&session, &ME, Some(&open("t")?)).await?;
-    a.hold(&session, &name("t")?, B, Hold::Take).await?;
+    b.hold(&session, &name("t")?, B, Hold::Take).await?;
     let (_, running) = page(&a, &cursor(session, "t")?).await?;
     claim_eq!(running.end, None, "a new stream");
     for _ in 0..100 {
@@ -189,7 +189,7 @@ pub(crate) async fn the_step_that_writes_wakes(store: Store) -> Verdict {
 
 pub(crate) async fn a_doorbell_that_lags_says_so(store: Store) -> Verdict {
     const KNOCKS: i64 = 10_000;
-    let (a, b) = (store.open().await?, store.open().await?);
+    let [a, b] = store.handles().await?;
     let mut bell = bell(&a, A).await?;
     let session = key();
     let numbers: Vec<_> = (0..KNOCKS).collect();

@@ -28,7 +28,7 @@ struct Full {
 
 /// Nothing of the handle is left when this returns.
 async fn fill(store: &Store) -> Result<Full, Failure> {
-    let (a, b) = (store.open().await?, store.open().await?);
+    let [a, b] = store.handles().await?;
     a.attach(A).await?;
     b.attach(B).await?;
     let new = new_session(key())?;

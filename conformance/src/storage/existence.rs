@@ -15,7 +15,7 @@ use super::{AnyStorage, Store, steps::*};
 use crate::wait::{Verdict, claim, claim_eq};
 
 /// All writes to a session that is not there.
-async fn every_write(a: &AnyStorage, session: SessionKey) -> Verdict {
+async fn every_write([a, b]: [&AnyStorage; 2], session: SessionKey) -> Verdict {
     let open = open("s")?;
     for open in [None, Some(&open)] {
         let entered = a.enter(&session, &ME, open).await?;
@@ -37,10 +37,11 @@ async fn every_write(a: &AnyStorage, session: SessionKey) -> Verdict {
         owned(session, at(2, 1), "x")?,
         terminal,
         shared(session, A, 1, "x")?,
-        shared(session, B, 9, "x")?,
     ] {
         claim_eq!(append(a, &entry).await?, Appended::NoSession, "append");
     }
+    let other = shared(session, B, 9, "x")?;
+    claim_eq!(append(b, &other).await?, Appended::NoSession, "append");
     for stream in [name("s")?, StreamId::standalone()] {
         let release = Hold::Release {
             number: 1,
@@ -79,22 +80,21 @@ async fn every_write(a: &AnyStorage, session: SessionKey) -> Verdict {
 }
 
 pub(crate) async fn every_write_to_a_missing_session_changes_nothing(store: Store) -> Verdict {
-    let a = store.open().await?;
-    every_write(&a, key()).await?;
+    let [a, b] = store.handles().await?;
+    every_write([&a, &b], key()).await?;
     // Deleted, by this handle and by another.
-    let b = store.open().await?;
     for by in [&a, &b] {
         let session = stream(&a).await?;
         stored(&a, &owned(session, at(1, 1), "1")?).await?;
         put(&a, &request(session, 1)).await?;
         by.delete(&session, &ME).await?;
-        every_write(&a, session).await?;
+        every_write([&a, &b], session).await?;
     }
     Ok(())
 }
 
 pub(crate) async fn every_write_to_an_expired_session_changes_nothing(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, b] = store.handles().await?;
     let ttl = store.ticks(&a, 30);
     let new = NewSession {
         idle_ttl: ttl,
@@ -106,7 +106,7 @@ pub(crate) async fn every_write_to_an_expired_session_changes_nothing(store: Sto
     stored(&a, &shared(new.session, A, 1, "1")?).await?;
     put(&a, &request(new.session, 1)).await?;
     tokio::time::sleep(ttl + store.ticks(&a, 10) + Duration::from_millis(5)).await;
-    every_write(&a, new.session).await?;
+    every_write([&a, &b], new.session).await?;
     // The id is free, and nothing is left under it.
     let again = new_session(new.session)?;
     claim!(a.create(&again).await?, "an expired id is free");
@@ -160,12 +160,12 @@ pub(crate) async fn another_principal_enters_and_deletes_nothing(store: Store) -
 }
 
 pub(crate) async fn a_stream_of_another_session_is_not_there(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, b] = store.handles().await?;
     let (mine, theirs) = (session(&a).await?, stream(&a).await?);
     stored(&a, &owned(theirs, at(1, 1), "secret")?).await?;
     let found = read(&a, &cursor(mine, "s")?).await?;
     claim!(matches!(found, Read::NoStream), "{found:?}");
-    let held = a.hold(&mine, &name("s")?, B, Hold::Take).await?;
+    let held = b.hold(&mine, &name("s")?, B, Hold::Take).await?;
     claim!(matches!(held, Held::NoStream), "{held:?}");
     let entry = owned(mine, at(1, 2), "forged")?;
     claim_eq!(append(&a, &entry).await?, Appended::NoStream);

@@ -37,9 +37,9 @@ pub(crate) async fn a_record_of_a_newer_version_is_not_absent(store: Store) -> V
 }
 
 pub(crate) async fn the_generation_is_told_and_stays(store: Store) -> Verdict {
-    let (a, b) = (store.open().await?, store.open().await?);
+    let [a, b, c] = store.handles().await?;
     let first = a.attach(A).await?;
-    for (handle, me) in [(&a, A), (&b, B), (&a, C)] {
+    for (handle, me) in [(&a, A), (&b, B), (&c, C)] {
         claim_eq!(
             handle.attach(me).await?,
             first,

@@ -8,6 +8,7 @@ pub(crate) mod format;
 pub(crate) mod limit;
 pub(crate) mod payload;
 pub(crate) mod rule;
+mod speaker;
 mod steps;
 pub(crate) mod time;
 pub(crate) mod twice;
@@ -33,6 +34,7 @@ use crate::{
     restart::{self, Restart},
     wait::{Failure, chain},
 };
+use speaker::Speaker;
 
 /// Opens a storage.
 pub(crate) type OpenStorage =
@@ -47,7 +49,7 @@ where
 {
     Arc::new(move |options| {
         open(options)
-            .map(|storage| storage.map(|storage| AnyStorage(Arc::new(storage))))
+            .map(|storage| storage.map(AnyStorage::new))
             .boxed()
     })
 }
@@ -82,6 +84,17 @@ impl Store {
         self.open_with(Limits::default()).await
     }
 
+    /// One handle for each of the instances `A`, `B` and `C`: a handle is one instance.
+    pub(crate) async fn handles<const N: usize>(&self) -> Result<[AnyStorage; N], Failure> {
+        let mut handles = Vec::with_capacity(N);
+        for _ in 0..N {
+            handles.push(self.open().await?);
+        }
+        handles
+            .try_into()
+            .map_err(|_| Failure::new("as many as were opened"))
+    }
+
     /// So many units of time, far above the backend's granularity.
     pub(crate) fn ticks(&self, storage: &AnyStorage, ticks: u32) -> Duration {
         let precision = storage.profile().capabilities.time_precision;
@@ -102,11 +115,14 @@ impl Store {
 
 /// Any storage; clones are the same handle.
 #[derive(Clone)]
-pub(crate) struct AnyStorage(Arc<dyn Storage>);
+pub(crate) struct AnyStorage {
+    storage: Arc<dyn Storage>,
+    speaker: Arc<Speaker>,
+}
 
 impl fmt::Debug for AnyStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.storage.fmt(f)
     }
 }
 
@@ -139,13 +155,20 @@ macro_rules! storage_steps {
 pub(crate) use storage_steps;
 
 impl AnyStorage {
+    fn new(storage: impl Storage) -> Self {
+        Self {
+            storage: Arc::new(storage),
+            speaker: Arc::default(),
+        }
+    }
+
     /// What an inline backend promises is checked at every step of every case.
     async fn at_its_word<T>(
         &self,
         operation: &'static str,
         step: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        if !self.0.profile().inline || operation == "attach" {
+        if !self.storage.profile().inline || operation == "attach" {
             return step.await;
         }
         step.now_or_never().unwrap_or_else(|| {
@@ -178,23 +201,26 @@ macro_rules! forward {
         #[async_trait]
         impl Storage for AnyStorage {
             fn profile(&self) -> Profile {
-                self.0.profile()
+                self.storage.profile()
             }
 
             fn shard_of(&self, session: &SessionKey) -> usize {
-                self.0.shard_of(session)
+                self.storage.shard_of(session)
             }
 
             fn append_inline(&self, append: &Append) -> Result<Appended> {
-                self.0.append_inline(append)
+                self.speaker.hear("append", &std::slice::from_ref(append))?;
+                self.storage.append_inline(append)
             }
 
             async fn doorbell(&self, me: InstanceId) -> Result<BoxStream<'static, Result<Knock>>> {
-                self.0.doorbell(me).await
+                self.speaker.hear("doorbell", &me)?;
+                self.storage.doorbell(me).await
             }
 
             $(async fn $name(&self, $($argument: $type),*) -> Result<$answer> {
-                let step = self.0.$name($($argument),*);
+                $(self.speaker.hear(stringify!($name), &$argument)?;)*
+                let step = self.storage.$name($($argument),*);
                 self.at_its_word(stringify!($name), step).await
             })+
         }

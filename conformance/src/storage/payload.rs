@@ -22,7 +22,7 @@ fn payloads() -> Vec<Bytes> {
 }
 
 pub(crate) async fn bytes_come_back_as_they_went_in(store: Store) -> Verdict {
-    let (a, b) = (store.open().await?, store.open().await?);
+    let [a, b] = store.handles().await?;
     for (n, payload) in (1..).zip(payloads()) {
         let session = stream(&a).await?;
         let event = Some(NewEvent {
@@ -115,7 +115,7 @@ pub(crate) async fn numbers_and_strings_differ(store: Store) -> Verdict {
 }
 
 pub(crate) async fn the_event_and_the_finish_are_seen_at_once(store: Store) -> Verdict {
-    let (a, b) = (store.open().await?, store.open().await?);
+    let [a, b] = store.handles().await?;
     for _ in 0..20 {
         let session = stream(&a).await?;
         let last = Append {

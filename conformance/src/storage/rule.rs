@@ -88,7 +88,7 @@ pub(crate) async fn a_claim_opens_epoch_two_at_least(store: Store) -> Verdict {
 }
 
 pub(crate) async fn a_repeated_settle_leaves_the_next_request_alone(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, b] = store.handles().await?;
     let session = session(&a).await?;
     put(&a, &request(session, 1)).await?;
     let yes = answer(session, 1, "yes");
@@ -97,7 +97,7 @@ pub(crate) async fn a_repeated_settle_leaves_the_next_request_alone(store: Store
         owner: B,
         ..request(session, 1)
     };
-    claim_eq!(put(&a, &next).await?, Put::Done, "the same id again");
+    claim_eq!(put(&b, &next).await?, Put::Done, "the same id again");
     // Its first answer was lost.
     for _ in 0..2 {
         claim_eq!(settle(&a, &yes).await?, Settled::Won, "the same `attempt`");
@@ -112,16 +112,16 @@ pub(crate) async fn a_repeated_settle_leaves_the_next_request_alone(store: Store
 }
 
 pub(crate) async fn a_hold_is_taken_from_the_number_that_was_named(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, b, c] = store.handles().await?;
     let session = stream(&a).await?;
-    let (former, ..) = hold(&a, session, B, Hold::Take).await?;
-    let (number, ..) = hold(&a, session, B, Hold::Take).await?;
+    let (former, ..) = hold(&b, session, B, Hold::Take).await?;
+    let (number, ..) = hold(&b, session, B, Hold::Take).await?;
     let of = |number| Holder {
         instance: B,
         number,
     };
     let from = Hold::TakeFrom(Some(of(former)));
-    let late = a.hold(&session, &name("s")?, C, from).await?;
+    let late = c.hold(&session, &name("s")?, C, from).await?;
     let Held::Busy(holder) = late else {
         return Err(Failure::new(format!(
             "`TakeFrom` names {:?}, and {:?} holds the stream: {late:?}, not `Busy`",
@@ -131,7 +131,7 @@ pub(crate) async fn a_hold_is_taken_from_the_number_that_was_named(store: Store)
     };
     claim_eq!(holder, of(number));
     let from = Hold::TakeFrom(Some(holder));
-    let (_, former, _) = hold(&a, session, C, from).await?;
+    let (_, former, _) = hold(&c, session, C, from).await?;
     claim_eq!(former, Some(B));
     Ok(())
 }
@@ -148,7 +148,7 @@ fn told(a: &AnyStorage, entry: &Append) -> impl Future<Output = Step<Option<Inst
 }
 
 pub(crate) async fn an_append_tells_who_holds_the_stream(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, b, c] = store.handles().await?;
     let session = stream(&a).await?;
     let entry = |seq, wake| -> Step<Append> {
         let entry = owned(session, at(1, seq), "x")?;
@@ -156,32 +156,32 @@ pub(crate) async fn an_append_tells_who_holds_the_stream(store: Store) -> Verdic
     };
     let first = told(&a, &entry(1, None)?).await?;
     claim_eq!(first, Some(A), "the owner is the first holder");
-    let (number, ..) = hold(&a, session, B, Hold::Take).await?;
+    let (number, ..) = hold(&b, session, B, Hold::Take).await?;
     let second = told(&a, &entry(2, None)?).await?;
     claim_eq!(second, Some(B), "the writer did not know it");
     let third = told(&a, &entry(3, Some(B))?).await?;
     claim_eq!(third, Some(B), "the writer knew it");
     let cursor = at(1, 3);
-    hold(&a, session, B, Hold::Release { number, cursor }).await?;
+    hold(&b, session, B, Hold::Release { number, cursor }).await?;
     let fourth = told(&a, &entry(4, Some(B))?).await?;
     claim_eq!(fourth, None, "nobody any more");
     let standalone = StreamId::standalone();
     let nobody = told(&a, &shared(session, A, 1, "x")?).await?;
     claim_eq!(nobody, None, "the standalone stream");
-    a.hold(&session, &standalone, C, Hold::Take).await?;
+    c.hold(&session, &standalone, C, Hold::Take).await?;
     let somebody = told(&a, &shared(session, A, 2, "x")?).await?;
     claim_eq!(somebody, Some(C), "the standalone stream");
     Ok(())
 }
 
 pub(crate) async fn a_shared_append_to_a_call_is_fenced(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, b] = store.handles().await?;
     let session = stream(&a).await?;
     let entry = Append {
         stream: name("s")?,
         ..shared(session, B, 1, "forged")?
     };
-    claim_eq!(append(&a, &entry).await?, Appended::Fenced);
+    claim_eq!(append(&b, &entry).await?, Appended::Fenced);
     claim!(texts(&a, session, "s").await?.is_empty(), "nothing came in");
     Ok(())
 }

@@ -133,7 +133,7 @@ pub(crate) async fn a_finished_stream_goes_by_the_backends_clock(store: Store) -
 
 pub(crate) async fn sweeping_is_bounded_and_safe_at_many(store: Store) -> Verdict {
     const BUDGET: usize = 7;
-    let (a, b) = (store.open().await?, store.open().await?);
+    let [a, b] = store.handles().await?;
     let ttl = store.ticks(&a, 20);
     let living = stream(&a).await?;
     stored(&a, &owned(living, at(1, 1), "1")?).await?;

@@ -88,10 +88,10 @@ pub(crate) async fn update(store: Store) -> Verdict {
 }
 
 pub(crate) async fn delete(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, b, c] = store.handles().await?;
     let session = stream(&a).await?;
-    super::steps::hold(&a, session, B, Hold::Take).await?;
-    put(&a, &PutRequestBy(C).of(session)).await?;
+    super::steps::hold(&b, session, B, Hold::Take).await?;
+    put(&c, &PutRequestBy(C).of(session)).await?;
     let mut told = a.delete(&session, &ME).await?;
     if let Some(told) = &mut told {
         told.sort_unstable();
@@ -116,7 +116,7 @@ impl PutRequestBy {
 }
 
 pub(crate) async fn append_by_the_owner(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, b] = store.handles().await?;
     let session = stream(&a).await?;
     let next = Append {
         event: Some(NewEvent {
@@ -156,7 +156,7 @@ pub(crate) async fn append_by_the_owner(store: Store) -> Verdict {
         ..owned(session, at(2, 2), "x")?
     };
     claim_eq!(
-        append(&a, &thief).await?,
+        append(&b, &thief).await?,
         Appended::Fenced,
         "another writer"
     );
@@ -215,27 +215,27 @@ pub(crate) async fn append_of_a_batch(store: Store) -> Verdict {
 }
 
 pub(crate) async fn append_to_the_standalone_stream(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, b] = store.handles().await?;
     let session = session(&a).await?;
     let mut places = Vec::new();
     for tag in 1..=5 {
-        for writer in [A, B] {
+        for (at, writer) in [(&a, A), (&b, B)] {
             let entry = shared(session, writer, tag, &format!("{writer:?} {tag}"))?;
-            let first = stored(&a, &entry).await?;
+            let first = stored(at, &entry).await?;
             claim_eq!(
-                stored(&a, &entry).await?,
+                stored(at, &entry).await?,
                 first,
                 "a repeat gets the id first given"
             );
-            places.push((entry, first));
+            places.push((at, entry, first));
         }
     }
     claim!(
-        places.windows(2).all(|two| two[0].1 < two[1].1),
+        places.windows(2).all(|two| two[0].2 < two[1].2),
         "positions rise"
     );
-    for (entry, first) in &places {
-        claim_eq!(stored(&a, entry).await?, *first, "a late repeat, too");
+    for (at, entry, first) in &places {
+        claim_eq!(stored(at, entry).await?, *first, "a late repeat, too");
     }
     claim_eq!(texts(&a, session, "standalone").await?.len(), 10);
     Ok(())
@@ -282,21 +282,21 @@ pub(crate) async fn finish(store: Store) -> Verdict {
 }
 
 pub(crate) async fn hold(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, b, c] = store.handles().await?;
     let session = stream(&a).await?;
     stored(&a, &owned(session, at(1, 1), "1")?).await?;
     stored(&a, &owned(session, at(1, 2), "2")?).await?;
-    let (first, former, cursor) = super::steps::hold(&a, session, B, Hold::Take).await?;
+    let (first, former, cursor) = super::steps::hold(&b, session, B, Hold::Take).await?;
     claim_eq!(former, Some(A));
     claim!(first > 1, "the number rises: {first}");
-    let (again, _, same) = super::steps::hold(&a, session, B, Hold::Take).await?;
+    let (again, _, same) = super::steps::hold(&b, session, B, Hold::Take).await?;
     claim!(again > first, "under a higher number: {again}");
     claim_eq!(same, cursor, "its own hold goes on with the same cursor");
     for _ in 0..2 {
-        let mine = super::steps::hold(&a, session, B, Hold::TakeFrom(None)).await?;
+        let mine = super::steps::hold(&b, session, B, Hold::TakeFrom(None)).await?;
         claim_eq!((mine.0, mine.2), (again, cursor), "it holds it already");
     }
-    let busy = a
+    let busy = c
         .hold(&session, &name("s")?, C, Hold::TakeFrom(None))
         .await?;
     let Held::Busy(holder) = busy else {
@@ -307,7 +307,7 @@ pub(crate) async fn hold(store: Store) -> Verdict {
         number: first,
         cursor: at(1, 1),
     };
-    super::steps::hold(&a, session, B, stale).await?;
+    super::steps::hold(&b, session, B, stale).await?;
     claim_eq!(
         state(&a, session).await?.holder,
         Some(holder),
@@ -318,19 +318,19 @@ pub(crate) async fn hold(store: Store) -> Verdict {
         cursor: at(1, 1),
     };
     for _ in 0..2 {
-        super::steps::hold(&a, session, B, release).await?;
+        super::steps::hold(&b, session, B, release).await?;
     }
     claim_eq!(state(&a, session).await?.holder, None);
-    let (third, _, cursor) = super::steps::hold(&a, session, C, Hold::TakeFrom(None)).await?;
+    let (third, _, cursor) = super::steps::hold(&c, session, C, Hold::TakeFrom(None)).await?;
     claim_eq!(
         cursor,
         at(1, 1),
         "it goes on where the former holder let go"
     );
-    let repeat = super::steps::hold(&a, session, C, Hold::TakeFrom(None)).await?;
+    let repeat = super::steps::hold(&c, session, C, Hold::TakeFrom(None)).await?;
     claim_eq!((repeat.0, repeat.2), (third, cursor));
     // A late repeat of the release does not let go for the next holder.
-    super::steps::hold(&a, session, B, release).await?;
+    super::steps::hold(&b, session, B, release).await?;
     let holder = state(&a, session).await?.holder;
     claim_eq!(holder.map(|holder| holder.instance), Some(C));
     // From the one that is named, who may be dead.
@@ -340,7 +340,7 @@ pub(crate) async fn hold(store: Store) -> Verdict {
 }
 
 pub(crate) async fn put_request(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, b] = store.handles().await?;
     let session = session(&a).await?;
     let first = mcp_adapter_core::storage::PutRequest {
         max_pending: 1,
@@ -361,8 +361,8 @@ pub(crate) async fn put_request(store: Store) -> Verdict {
         max_pending: 1,
         ..request(session, 1)
     };
-    claim_eq!(put(&a, &second).await?, Put::Replaced(A));
-    let repeat = put(&a, &second).await?;
+    claim_eq!(put(&b, &second).await?, Put::Replaced(A));
+    let repeat = put(&b, &second).await?;
     claim!(matches!(repeat, Put::Done | Put::Replaced(_)), "{repeat:?}");
     // A late repeat of the first does not replace back.
     claim_eq!(put(&a, &first).await?, Put::Done);
@@ -440,7 +440,7 @@ pub(crate) async fn mark_cancel(store: Store) -> Verdict {
 }
 
 pub(crate) async fn heartbeat(store: Store) -> Verdict {
-    let a = store.open().await?;
+    let [a, b] = store.handles().await?;
     let counts = |beats: Vec<mcp_adapter_core::storage::Beat>| -> Vec<_> {
         beats
             .into_iter()
@@ -451,7 +451,7 @@ pub(crate) async fn heartbeat(store: Store) -> Verdict {
         claim_eq!(counts(beat(&a, A, 1).await?), [(A, 1)]);
     }
     claim_eq!(
-        counts(beat(&a, B, 7).await?),
+        counts(beat(&b, B, 7).await?),
         [(A, 1), (B, 7)],
         "all are read"
     );

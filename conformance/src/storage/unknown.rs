@@ -20,7 +20,7 @@ use crate::{
 
 pub(crate) async fn every_write_can_be_read_back(store: Store) -> Verdict {
     // Each is read by another handle, as after a reconnect.
-    let (a, b) = (store.open().await?, store.open().await?);
+    let [a, b, c] = store.handles().await?;
     let new = new_session(key())?;
     let session = new.session;
     claim!(!is_there(&b, session).await?, "before `create`");
@@ -49,7 +49,7 @@ pub(crate) async fn every_write_can_be_read_back(store: Store) -> Verdict {
         ["s"],
         "read after `append`"
     );
-    hold(&a, session, C, Hold::Take).await?;
+    hold(&c, session, C, Hold::Take).await?;
     let holder = state(&b, session).await?.holder;
     claim_eq!(
         holder.map(|holder| holder.instance),
