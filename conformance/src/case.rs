@@ -85,6 +85,7 @@ impl Case {
             return None;
         };
         Some(match area {
+            "race" => "A step is atomic",
             "twice" | "unknown" => "Twice is once",
             "existence" => "Existence is decided in the step",
             "time" => "Time is the backend's",
@@ -323,6 +324,21 @@ cases! { STORAGE_CASES "The cases over the storage seam." Storage storage:
         an_append_trims_the_oldest [E4 E5] (append);
         a_page_begins_strictly_after_and_ends_in_time [E2] (read);
         stats_and_usage_count_what_is_there [S6] (stats shrink);
+    }
+    race {
+        requests_that_are_put_at_once [F4 C1 E1] (put_requests append);
+        requests_that_are_put_under_one_id [C7] (put_requests);
+        answers_that_race [C2 E1] (settle append);
+        cancels_that_race [SG E1] (mark_cancel append);
+        updates_that_race [S2 E1] (update append);
+        holds_that_race [E9 E1] (hold append);
+        streams_that_are_opened_at_once [E4 E1] (enter append);
+        a_claim_that_races_appends [F3 E1] (claim append);
+        sweeps_that_race_appends [F3 S5 E1] (sweep append);
+        sweeps_of_finished_streams_that_race_appends [S5 E4 S6] (sweep append);
+        sweeps_that_race_a_session_that_is_used [S5 S3] (sweep append);
+        shrinks_that_race_appends [E4 S6 E1] (shrink append);
+        deletes_that_race_everything [S4 E6] (delete append);
     }
     time {
         a_session_expires_by_the_backends_clock [S3] (create read);

@@ -13,6 +13,9 @@
 //!
 //! They hold for every step:
 //!
+//! - **A step is atomic.** What it has read has not changed by the time it writes,
+//!   whatever other steps do at any other handle: an append takes nothing back that
+//!   a control step has changed, nor the other way round.
 //! - **Twice is once.** The engine repeats a step whose answer was lost, and
 //!   client libraries repeat on their own. A repeat changes nothing and answers
 //!   as the first did, or says that it is a repeat.

@@ -7,6 +7,7 @@ pub(crate) mod existence;
 pub(crate) mod format;
 pub(crate) mod limit;
 pub(crate) mod payload;
+pub(crate) mod race;
 pub(crate) mod rule;
 mod speaker;
 mod steps;
