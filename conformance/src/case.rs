@@ -87,9 +87,9 @@ impl Case {
         Some(match area {
             "race" => "A step is atomic",
             "twice" | "unknown" => "Twice is once",
-            "existence" => "Existence is decided in the step",
+            "existence" | "life" => "Existence is decided in the step",
             "time" => "Time is the backend's",
-            "use" => "Use slides expiry",
+            "slide" => "Use slides expiry",
             "batch" => "A batch has one answer per entry",
             "late" => "A command may come late",
             "doorbell" => "A knock is a hint",
@@ -305,6 +305,14 @@ cases! { STORAGE_CASES "The cases over the storage seam." Storage storage:
         another_principal_enters_and_deletes_nothing [E3] (enter delete);
         a_stream_of_another_session_is_not_there [E3] (read hold append);
     }
+    life {
+        a_deleted_id_begins_anew [S4 S1] (delete create);
+        an_expired_id_begins_anew [S3 S1] (create);
+    }
+    slide {
+        what_is_refused_or_looks_slides_nothing [S3];
+        what_is_used_slides [S3];
+    }
     payload {
         bytes_come_back_as_they_went_in [E7 C6 S2] (append settle update);
         numbers_and_strings_differ [C3] (put_requests settle requests);
@@ -324,6 +332,7 @@ cases! { STORAGE_CASES "The cases over the storage seam." Storage storage:
         an_append_trims_the_oldest [E4 E5] (append);
         a_page_begins_strictly_after_and_ends_in_time [E2] (read);
         stats_and_usage_count_what_is_there [S6] (stats shrink);
+        what_is_refused_is_not_counted [E4 S6] (append shrink);
     }
     race {
         requests_that_are_put_at_once [F4 C1 E1] (put_requests append);

@@ -149,3 +149,76 @@ pub(crate) async fn stats_and_usage_count_what_is_there(store: Store) -> Verdict
     a.delete(&session, &ME).await?;
     expect([0; 5]).await
 }
+
+pub(crate) async fn what_is_refused_is_not_counted(store: Store) -> Verdict {
+    const REFUSED: u64 = 1000;
+    let [a, b] = store.handles().await?;
+    let session = stream(&a).await?;
+    let done = mcp_adapter_core::storage::OpenStream {
+        request: mcp_adapter_core::RpcId::Number(2),
+        ..open("done")?
+    };
+    a.enter(&session, &ME, Some(&done)).await?;
+    let last = Append {
+        stream: done.stream.clone(),
+        finish: Some(LONG),
+        ..owned(session, at(1, 1), "0123456789")?
+    };
+    stored(&a, &last).await?;
+    // Its second epoch: the first is over.
+    let first = owned(session, at(2, 1), "0123456789")?;
+    stored(&a, &first).await?;
+    let shared_first = shared(session, A, 1, "0123456789")?;
+    stored(&a, &shared_first).await?;
+    let large = "x".repeat(usize::try_from(REFUSED).unwrap_or(0));
+    let refused = [
+        // Fenced, finished, not there, shared.
+        owned(session, at(1, 5), &large)?,
+        Append {
+            stream: done.stream,
+            ..owned(session, at(1, 2), &large)?
+        },
+        Append {
+            stream: name("none")?,
+            ..owned(session, at(1, 1), &large)?
+        },
+        Append {
+            stream: name("s")?,
+            ..shared(session, A, 2, &large)?
+        },
+    ];
+    // Alone, in a batch of their own, and with one that is stored.
+    for entry in &refused {
+        let answer = append(&a, entry).await?;
+        let stored = matches!(answer, mcp_adapter_core::storage::Appended::Stored { .. });
+        claim!(!stored, "{:?} is to be refused: {answer:?}", entry.place);
+    }
+    a.append(&refused).await?;
+    let mut batch = refused.to_vec();
+    batch.push(owned(session, at(2, 2), "0123456789")?);
+    // Repeats are not stored again, and not counted again.
+    batch.extend([first, shared_first]);
+    let answers = a.append(&batch).await?;
+    claim_eq!(
+        b.shrink(&session, 1 << 40).await?,
+        40,
+        "the bytes of the session"
+    );
+    let next = owned(session, at(2, 3), "0123456789")?;
+    let answer = append(&a, &next).await?;
+    for answer in answers.iter().chain([&answer]) {
+        if let mcp_adapter_core::storage::Appended::Stored { usage, .. } = answer {
+            // It may lag behind, by less than one of those that were refused.
+            claim!(
+                usage.session_bytes < 50 + REFUSED,
+                "what was refused is counted: {usage:?}, and there are 50 bytes at the most"
+            );
+        }
+    }
+    claim_eq!(
+        b.shrink(&session, 1 << 40).await?,
+        50,
+        "the bytes of the session"
+    );
+    Ok(())
+}
