@@ -91,7 +91,8 @@ impl Case {
             "time" => "Time is the backend's",
             "slide" => "Use slides expiry",
             "batch" => "A batch has one answer per entry",
-            "late" => "A command may come late",
+            "repeat" => "A repeat is known by its own name",
+            "number" => "Numbers stay below 2^53",
             "doorbell" => "A knock is a hint",
             _ => return None,
         })
@@ -318,6 +319,37 @@ cases! { STORAGE_CASES "The cases over the storage seam." Storage storage:
         numbers_and_strings_differ [C3] (put_requests settle requests);
         the_event_and_the_finish_are_seen_at_once [E8] (append read);
     }
+    batch {
+        a_hole_within_a_batch_stays_a_hole [E1 E5] (append read);
+        an_append_sees_those_before_it [E1 E8] (append);
+        a_batch_is_trimmed_as_it_is_stored [E4 E1] (append);
+        requests_are_put_in_their_order [F4 C2] (put_requests settle);
+    }
+    repeat {
+        an_append_tells_that_it_is_one [E1] (append);
+        of_an_evicted_tag_it_names_no_event_that_is_kept [E1] (append);
+        with_a_finish_it_finishes_nothing [E8 E1] (append);
+        an_update_is_known_by_its_own_name [S2] (update);
+        of_a_replaced_waiter_it_replaces_nobody [C7] (put_requests);
+        of_an_answer_it_ends_no_later_request [C2] (settle);
+        of_a_create_it_brings_nothing_back [S4] (create);
+    }
+    again {
+        a_call_is_opened_anew_under_its_name [E4] (enter append);
+        the_standalone_stream_is_made_for_its_holder [E9] (hold);
+        the_standalone_stream_issues_no_id_twice [E1 E5] (append);
+    }
+    holds {
+        the_last_ones_are_remembered [E9] (hold);
+        who_takes_its_own_goes_on_with_it [E9] (hold);
+        one_can_be_continued_until_another_begins [E9] (hold);
+        a_release_lets_go_no_further_than_the_top [E9] (hold);
+    }
+    number {
+        tags_are_told_apart_up_to_the_highest [E1] (append);
+        places_are_told_apart_up_to_the_highest [E1] (append read);
+        a_heartbeat_counts_from_nought_to_the_highest [F3] (heartbeat claim);
+    }
     rule {
         a_finish_tells_of_events_that_never_came [E5 E8] (append);
         a_dead_owners_finish_is_fenced [F3 E1] (append claim);
@@ -333,6 +365,7 @@ cases! { STORAGE_CASES "The cases over the storage seam." Storage storage:
         a_page_begins_strictly_after_and_ends_in_time [E2] (read);
         stats_and_usage_count_what_is_there [S6] (stats shrink);
         what_is_refused_is_not_counted [E4 S6] (append shrink);
+        a_shrink_takes_the_oldest_across_streams [E4] (shrink);
     }
     race {
         requests_that_are_put_at_once [F4 C1 E1] (put_requests append);
@@ -354,6 +387,7 @@ cases! { STORAGE_CASES "The cases over the storage seam." Storage storage:
         a_request_ends_by_the_backends_clock [C4] (put_requests settle requests);
         a_finished_stream_goes_by_the_backends_clock [E4] (append read);
         sweeping_is_bounded_and_safe_at_many [S5] (sweep);
+        a_sweep_counts_what_its_time_is_over_of [S5] (sweep);
     }
     death {
         a_claim_needs_a_counter_that_stands_still [F3] (claim settle sweep);

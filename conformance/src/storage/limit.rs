@@ -222,3 +222,70 @@ pub(crate) async fn what_is_refused_is_not_counted(store: Store) -> Verdict {
     );
     Ok(())
 }
+
+pub(crate) async fn a_shrink_takes_the_oldest_across_streams(store: Store) -> Verdict {
+    let [a, b] = store.handles().await?;
+    let session = stream(&a).await?;
+    let apart = store.ticks(&a, 3);
+    let call = |stream: &str, id: i64| -> Step<mcp_adapter_core::storage::OpenStream> {
+        Ok(mcp_adapter_core::storage::OpenStream {
+            request: mcp_adapter_core::RpcId::Number(id),
+            ..open(stream)?
+        })
+    };
+    for (stream, id) in [("t", 2), ("late", 3), ("soon", 4)] {
+        a.enter(&session, &ME, Some(&call(stream, id)?)).await?;
+    }
+    let event = |stream: &str, seq| -> Step<Append> {
+        Ok(Append {
+            stream: name(stream)?,
+            ..owned(session, at(1, seq), "0123456789")?
+        })
+    };
+    let finish = |entry: Append, finish| Append {
+        finish: Some(finish),
+        ..entry
+    };
+    // From the oldest to the newest.
+    for (stream, seq) in [("s", 1), ("t", 1), ("t", 2), ("s", 2), ("t", 3), ("s", 3)] {
+        stored(&a, &event(stream, seq)?).await?;
+        stored(
+            &b,
+            &shared(session, B, seq * 2 + u64::from(stream == "t"), "0123456789")?,
+        )
+        .await?;
+        tokio::time::sleep(apart).await;
+    }
+    stored(&a, &finish(event("late", 1)?, LONG * 2)).await?;
+    stored(&a, &finish(event("soon", 1)?, LONG)).await?;
+    let left = async |left: u64, expected: [usize; 3], finished: [bool; 2]| {
+        claim_eq!(a.shrink(&session, left).await?, left, "bytes that are left");
+        let mut found = [0; 3];
+        for (n, stream) in ["s", "t", "standalone"].into_iter().enumerate() {
+            found[n] = texts(&b, session, stream).await?.len();
+        }
+        claim_eq!(
+            found,
+            expected,
+            "events of s, t and the standalone stream with {left} bytes"
+        );
+        for (stream, there) in ["late", "soon"].into_iter().zip(finished) {
+            let found = read(&b, &cursor(session, stream)?).await?;
+            claim_eq!(
+                matches!(found, Read::Page { .. }),
+                there,
+                "`{stream}` with {left} bytes"
+            );
+        }
+        Ok::<_, Failure>(())
+    };
+    left(140, [3, 3, 6], [true, true]).await?;
+    // The finished ones first, though theirs are the newest events.
+    left(130, [3, 3, 6], [true, false]).await?;
+    left(120, [3, 3, 6], [false, false]).await?;
+    left(100, [2, 3, 5], [false, false]).await?;
+    left(80, [2, 2, 4], [false, false]).await?;
+    left(60, [2, 1, 3], [false, false]).await?;
+    left(20, [1, 0, 1], [false, false]).await?;
+    left(0, [0; 3], [false, false]).await
+}

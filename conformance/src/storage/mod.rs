@@ -1,14 +1,19 @@
 //! The cases over [`Storage`]: a step at a time.
 
+pub(crate) mod again;
+pub(crate) mod batch;
 pub(crate) mod death;
 pub(crate) mod doorbell;
 pub(crate) mod durable;
 pub(crate) mod existence;
 pub(crate) mod format;
+pub(crate) mod holds;
 pub(crate) mod life;
 pub(crate) mod limit;
+pub(crate) mod number;
 pub(crate) mod payload;
 pub(crate) mod race;
+pub(crate) mod repeat;
 pub(crate) mod rule;
 pub(crate) mod slide;
 mod speaker;

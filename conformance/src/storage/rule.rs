@@ -176,13 +176,42 @@ pub(crate) async fn an_append_tells_who_holds_the_stream(store: Store) -> Verdic
 
 pub(crate) async fn a_shared_append_to_a_call_is_fenced(store: Store) -> Verdict {
     let [a, b] = store.handles().await?;
-    let session = stream(&a).await?;
-    let entry = Append {
-        stream: name("s")?,
-        ..shared(session, B, 1, "forged")?
+    let forged = |session, tag| -> Step<Append> {
+        Ok(Append {
+            stream: name("s")?,
+            ..shared(session, B, tag, "forged")?
+        })
     };
-    claim_eq!(append(&b, &entry).await?, Appended::Fenced);
-    claim!(texts(&a, session, "s").await?.is_empty(), "nothing came in");
+    // A call that is open, written, finished, or whose owner is dead.
+    let (running, finished, lost) = (stream(&a).await?, stream(&a).await?, stream(&a).await?);
+    let is_fenced = async |tag| {
+        for (what, session) in [("open", running), ("finished", finished), ("lost", lost)] {
+            for entry in [
+                forged(session, tag)?,
+                Append {
+                    finish: Some(LONG),
+                    ..forged(session, tag + 1)?
+                },
+            ] {
+                let answer = append(&b, &entry).await?;
+                claim_eq!(answer, Appended::Fenced, "a call that is {what}, tag {tag}");
+            }
+        }
+        Ok::<_, Failure>(())
+    };
+    is_fenced(1).await?;
+    claim!(texts(&a, running, "s").await?.is_empty(), "nothing came in");
+    for session in [running, finished, lost] {
+        stored(&a, &owned(session, at(1, 1), "own")?).await?;
+    }
+    stored(&a, &finish(finished, 1, 1)?).await?;
+    claimed(&a, lost).await?;
+    is_fenced(1).await?;
+    is_fenced(5).await?;
+    for session in [running, finished, lost] {
+        claim_eq!(texts(&a, session, "s").await?, ["own"]);
+    }
+    claim_eq!(state(&a, running).await?.end, None, "it runs");
     Ok(())
 }
 

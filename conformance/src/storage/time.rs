@@ -4,7 +4,9 @@ use bytes::Bytes;
 use futures::future::join_all;
 use mcp_adapter_core::{
     OutcomeKind,
-    storage::{Append, NewSession, PutRequest, Read, RequestState, Settled, Storage},
+    storage::{
+        Append, Dead, NewSession, OpenStream, PutRequest, Read, RequestState, Settled, Storage,
+    },
 };
 use tokio::time::{Instant, sleep};
 
@@ -181,5 +183,83 @@ pub(crate) async fn sweeping_is_bounded_and_safe_at_many(store: Store) -> Verdic
     };
     crate::wait::eventually("one is left", std::time::Duration::from_secs(15), left).await?;
     claim_eq!(texts(&b, living, "s").await?, ["1"]);
+    Ok(())
+}
+
+pub(crate) async fn a_sweep_counts_what_its_time_is_over_of(store: Store) -> Verdict {
+    let [a, b] = store.handles().await?;
+    let short = store.ticks(&a, 10);
+    beat(&b, B, 1).await?;
+    let brief = NewSession {
+        idle_ttl: short,
+        ..new_session(key())?
+    };
+    let (expired, living, deleted) = (brief.session, session(&a).await?, stream(&a).await?);
+    a.create(&brief).await?;
+    for session in [expired, living, deleted] {
+        // In a session that goes they go with it.
+        for n in 0..3 {
+            let call = OpenStream {
+                request: mcp_adapter_core::RpcId::Number(n),
+                ..open(&format!("done{n}"))?
+            };
+            a.enter(&session, &ME, Some(&call)).await?;
+            let last = Append {
+                stream: call.stream,
+                finish: Some(short),
+                ..owned(session, at(1, 1), "last")?
+            };
+            stored(&a, &last).await?;
+        }
+        for id in 0..2 {
+            let asked = PutRequest {
+                timeout: short / 2,
+                result_ttl: short / 2,
+                ..request(session, id)
+            };
+            put(&a, &asked).await?;
+        }
+        settle(&b, &answer(session, 0, "answered")).await?;
+        put(&a, &request(session, 9)).await?;
+    }
+    // What belongs to the dead, and to nobody else.
+    let orphan = OpenStream {
+        owner: B,
+        ..open("orphan")?
+    };
+    b.enter(&living, &ME, Some(&orphan)).await?;
+    let asked = PutRequest {
+        owner: B,
+        ..request(living, 10)
+    };
+    put(&b, &asked).await?;
+    a.delete(&deleted, &ME).await?;
+    sleep(short * 2 + store.ticks(&a, 10)).await;
+    let dead = Dead {
+        instance: B,
+        beat: Some(1),
+    };
+    let mut removed = 0;
+    let mut steps = 0;
+    loop {
+        let swept = a.sweep(4, &[dead], LONG).await?;
+        removed += swept.removed;
+        steps += 1;
+        claim!(steps < 1000, "there is more for ever");
+        if !swept.more && swept.removed == 0 {
+            break;
+        }
+    }
+    claim_eq!(
+        removed,
+        1 + 3 + 2 + 2,
+        "an expired session, of a living one three streams and two requests, and of the dead a \
+         stream and a request; not what a delete has left"
+    );
+    let probe = || async { Ok((counts(&a).await? == [1, 1, 0, 0, 1]).then_some(())) };
+    let left = crate::wait::eventually("one session is left", PATIENCE, probe).await;
+    if left.is_err() {
+        return Err(Failure::new(format!("{:?} is left", counts(&a).await?)));
+    }
     Ok(())
 }
