@@ -163,6 +163,7 @@ cases! { CASES "The cases over the traits of the contract." Contract cases:
         ids_that_look_alike_are_different_sessions [S1 E3];
         the_record_round_trips_exactly [S2];
         an_update_is_a_compare_and_set [S2];
+        increments_at_two_instances_are_all_counted [S2];
         a_state_over_its_limit_changes_nothing [S2];
         the_principal_cannot_change [S2];
         only_its_principal_finds_a_session [S4 E3];
@@ -211,6 +212,7 @@ cases! { CASES "The cases over the traits of the contract." Contract cases:
         a_get_is_told_where_it_begins [E9];
         waiting_gets_are_bounded [E9 F4];
         the_place_of_a_dead_holder_is_taken [E9 F3];
+        two_listeners_that_come_back_come_to_rest [E9 E1];
     }
     request {
         an_answer_at_any_instance_arrives [C1 C5];
@@ -246,6 +248,8 @@ cases! { CASES "The cases over the traits of the contract." Contract cases:
         a_dead_owners_leftovers_end_although_nobody_looks [F3 S5];
         an_owner_that_dies_young_is_dead_all_the_same [F3];
         a_thawed_owner_is_fenced [F3 E1];
+        a_thawed_owners_tail_that_was_taken_over_is_superseded [E9 F3];
+        a_cancelled_call_whose_owner_died_ends_as_cancelled [F3 SG];
         a_quiet_owner_is_not_dead [F3];
         a_frozen_observer_ends_nobody [F3];
         a_closed_instance_gives_its_calls_up_at_once [F3 F1];

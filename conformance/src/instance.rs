@@ -261,6 +261,11 @@ impl Writer {
 pub(crate) struct Following(On<Tail>);
 
 impl Following {
+    /// The next item, whatever it is.
+    pub(crate) async fn item(&mut self) -> Option<TailEvent> {
+        self.0.next().await
+    }
+
     /// The next item but [`begins`](Self::begins).
     pub(crate) async fn next(&mut self) -> Option<TailEvent> {
         loop {

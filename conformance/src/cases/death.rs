@@ -1,11 +1,12 @@
 //! Instances that are dead, frozen or closed: F3.
 
 use mcp_adapter_core::{
-    Answer, Delivery, ErrorKind, NewClientRequest, OutcomeKind, Revocation, TailFrom,
+    Answer, Cancelled, Delivery, EndReason, ErrorKind, NewClientRequest, OutcomeKind, Revocation,
+    TailFrom,
 };
 use tokio::time::{Instant, sleep};
 
-use super::{kind, number};
+use super::{counted, kind, number};
 use crate::{
     fleet::Fleet,
     wait::{Failure, Verdict, claim, claim_eq, eventually, within},
@@ -136,6 +137,87 @@ pub(crate) async fn a_thawed_owner_is_fenced(fleet: Fleet) -> Verdict {
     sleep(fleet.limits().lease() * 2).await;
     again.finish(Some("result")).await?;
     claim_eq!(tail.until_end(patience).await?, ["result", "end: Finished"]);
+    Ok(())
+}
+
+pub(crate) async fn a_thawed_owners_tail_that_was_taken_over_is_superseded(
+    fleet: Fleet,
+) -> Verdict {
+    let [a, b] = fleet.instances().await?;
+    let patience = fleet.patience();
+    // Written and not; taken over before and while its owner stands still.
+    for (round, (events, before)) in [(1, true), (1, false), (0, false)].into_iter().enumerate() {
+        let id = a.session().await?;
+        let writer = a.call(&id, 1).await?;
+        let mut first = writer.attach();
+        for n in 1..=events {
+            writer.append(n.to_string()).await?;
+            claim_eq!(first.text(patience).await?, n.to_string());
+        }
+        let early = match before {
+            true => Some(b.tail_all(&id, writer.stream()).await?),
+            false => None,
+        };
+        let frozen = a.freeze().await;
+        let mut tail = match early {
+            Some(tail) => tail,
+            None => b.tail_all(&id, writer.stream()).await?,
+        };
+        let ended = tail.until_end(patience).await?;
+        let expected = counted(1, events, Some("end: OwnerLost"));
+        claim_eq!(ended, expected, "round {round}: at who took it over");
+        drop(frozen);
+        // Its client reads the other one by now: to it the call has ended there.
+        let ended = first.until_end(patience).await?;
+        claim_eq!(
+            ended,
+            ["end: Superseded"],
+            "round {round}: the tail that was taken over, at the owner that thawed"
+        );
+        claim_eq!(kind(writer.append("late").await), Some(ErrorKind::Fenced));
+    }
+    Ok(())
+}
+
+pub(crate) async fn a_cancelled_call_whose_owner_died_ends_as_cancelled(fleet: Fleet) -> Verdict {
+    let [a, b, c] = fleet.instances().await?;
+    let patience = fleet.patience();
+    let id = a.session().await?;
+    // Cancelled while its owner lived, and after it died.
+    let (before, after, running) = (
+        a.call(&id, 1).await?,
+        a.call(&id, 2).await?,
+        a.call(&id, 3).await?,
+    );
+    for writer in [&before, &after, &running] {
+        writer.append("1").await?;
+    }
+    let mut tails = Vec::new();
+    for writer in [&before, &after, &running] {
+        tails.push(b.tail_all(&id, writer.stream()).await?);
+    }
+    let frozen = a.freeze().await;
+    let marked = c.cancel_call(&id, &number(1)).await?;
+    claim_eq!(marked, Cancelled::Marked(before.stream().clone()));
+    drop(frozen);
+    a.kill().await;
+    let marked = c.cancel_call(&id, &number(2)).await?;
+    claim_eq!(marked, Cancelled::Marked(after.stream().clone()));
+    let ends = ["end: Cancelled", "end: Cancelled", "end: OwnerLost"];
+    for (n, (mut tail, end)) in tails.into_iter().zip(ends).enumerate() {
+        let ended = tail.until_end(patience).await?;
+        claim_eq!(ended, ["1", end], "call {}", n + 1);
+    }
+    // For whoever comes later, too.
+    for (writer, end) in [
+        (&before, EndReason::Cancelled),
+        (&after, EndReason::Cancelled),
+        (&running, EndReason::OwnerLost),
+    ] {
+        let start = crate::instance::start_of(writer.stream());
+        let replay = c.replay(&id, &start, 10).await?;
+        claim_eq!(replay.end, Some(end));
+    }
     Ok(())
 }
 

@@ -1,12 +1,12 @@
 //! Holders: E9.
 
-use mcp_adapter_core::{ErrorKind, EventId, TailFrom};
+use mcp_adapter_core::{ErrorKind, EventId, Position, SessionId, TailEvent, TailFrom};
 
-use super::kind;
+use super::{counted, kind};
 use crate::{
     fleet::Fleet,
-    instance::start_of,
-    wait::{Failure, Verdict, claim, claim_eq, never_within},
+    instance::{Following, Instance, start_of},
+    wait::{Failure, Verdict, claim, claim_eq, never_within, within},
 };
 
 pub(crate) async fn a_resume_takes_the_stream_over_wherever_it_is_held(fleet: Fleet) -> Verdict {
@@ -159,6 +159,138 @@ pub(crate) async fn the_place_of_a_dead_holder_is_taken(fleet: Fleet) -> Verdict
         heard,
         "2",
         "the first event after the place of the dead is taken"
+    );
+    Ok(())
+}
+
+/// A client that listens as an `EventSource` does: it comes back with the last id that
+/// it has read.
+struct Listener {
+    tail: Following,
+    /// What has been told to it that it can come back with.
+    last: Option<(Position, Option<u64>)>,
+    /// How often it asked.
+    gets: u32,
+    seen: Vec<String>,
+}
+
+impl Listener {
+    async fn start(at: &Instance, id: &SessionId) -> Result<Self, Failure> {
+        Ok(Self {
+            tail: at.get(id).await?,
+            last: None,
+            gets: 1,
+            seen: Vec::new(),
+        })
+    }
+
+    /// Asks again, here; the former tail, whose socket nobody reads any more.
+    async fn come_back(&mut self, at: &Instance, id: &SessionId) -> Result<Following, Failure> {
+        let from = match self.last {
+            Some((after, hold)) => TailFrom::Returning { after, hold },
+            None => TailFrom::Standalone,
+        };
+        self.gets += 1;
+        let next = at.tail(id, from).await?;
+        Ok(std::mem::replace(&mut self.tail, next))
+    }
+
+    /// Reads up to the next event; `false` at the end of the tail.
+    async fn read(&mut self) -> bool {
+        loop {
+            match self.tail.item().await {
+                Some(TailEvent::Begins { after, hold }) => {
+                    self.last = Some((after.position, Some(hold)));
+                }
+                Some(TailEvent::Event { id, data, .. }) => {
+                    self.last = Some((id.position, None));
+                    self.seen.push(String::from_utf8_lossy(&data).into_owned());
+                    return true;
+                }
+                Some(TailEvent::End(_)) | None => return false,
+                Some(other) => self.seen.push(format!("{other:?}")),
+            }
+        }
+    }
+}
+
+/// Until one of them has read one more event. Whose tail ends comes back.
+async fn one_reads(
+    listeners: &mut [Listener; 2],
+    at: [&Instance; 2],
+    id: &SessionId,
+) -> Result<(), Failure> {
+    loop {
+        let [x, y] = listeners;
+        let (who, read) = tokio::select! {
+            read = x.read() => (0, read),
+            read = y.read() => (1, read),
+        };
+        if read {
+            return Ok(());
+        }
+        drop(listeners[who].come_back(at[who], id).await?);
+    }
+}
+
+pub(crate) async fn two_listeners_that_come_back_come_to_rest(fleet: Fleet) -> Verdict {
+    let [a, b] = fleet.instances().await?;
+    let patience = fleet.patience();
+    let id = a.session().await?;
+    let mut listeners = [
+        Listener::start(&a, &id).await?,
+        Listener::start(&b, &id).await?,
+    ];
+    // Sockets that the server takes to be alive.
+    let mut dead = Vec::new();
+    let mut breaks = 0;
+    for n in 1..=12 {
+        // Whose socket breaks, while the event is under way, and whether the server
+        // hears of it.
+        let (breaking, heard): (&[usize], _) = match n {
+            3 => (&[0], false),
+            5 => (&[1], false),
+            7 => (&[0, 1], false),
+            9 => (&[0], true),
+            11 => (&[0, 1], true),
+            _ => (&[], false),
+        };
+        let writer = if n % 2 == 0 { &a } else { &b };
+        writer.append(&id, n.to_string()).await?;
+        for who in breaking {
+            let at = [&a, &b][(n + who) % 2];
+            let former = listeners[*who].come_back(at, &id).await?;
+            breaks += 1;
+            if !heard {
+                dead.push(former);
+            }
+        }
+        let reads = one_reads(&mut listeners, [&a, &b], &id);
+        within("an event at one of two listeners", patience, reads).await??;
+    }
+    // Nobody asks any more, and nothing comes a second time.
+    let gets = listeners.iter().map(|listener| listener.gets).sum::<u32>();
+    let [x, y] = &mut listeners;
+    let more = async {
+        tokio::select! {
+            read = x.read() => read,
+            read = y.read() => read,
+        }
+    };
+    never_within("an event or an end at a listener", fleet.ticks(60), more).await?;
+    claim!(
+        gets <= 2 + breaks + 3,
+        "two listeners whose sockets broke {breaks} times asked {gets} times"
+    );
+    let mut seen: Vec<_> = listeners
+        .iter()
+        .flat_map(|listener| listener.seen.clone())
+        .collect();
+    seen.sort_by_key(|seen| seen.parse::<u32>().unwrap_or(0));
+    claim_eq!(
+        seen,
+        counted(1, 12, None),
+        "each event at one of them, once"
     );
     Ok(())
 }

@@ -190,6 +190,48 @@ pub(crate) async fn an_update_is_a_compare_and_set(fleet: Fleet) -> Verdict {
     Ok(())
 }
 
+pub(crate) async fn increments_at_two_instances_are_all_counted(fleet: Fleet) -> Verdict {
+    const INCREMENTS: u64 = 60;
+    let instances: [_; 2] = fleet.instances().await?;
+    let id = SessionId::generate();
+    let mut first = record();
+    first.state = json!({"count": 0});
+    instances[0].create(&id, first).await?;
+    // Two that read the same count write the same record: one of them wins.
+    let increment = |n: usize| {
+        let (instance, id) = (&instances[n % 2], &id);
+        async move {
+            loop {
+                let found = instance.look(id, None).await?;
+                let mut next = (*found.record).clone();
+                let count = next.state["count"].as_u64().unwrap_or(0);
+                next.state = json!({"count": count + 1});
+                match instance.update(id, found.revision, next).await {
+                    Ok(revision) => return Ok(revision),
+                    Err(error) if error.kind() == ErrorKind::Conflict => {}
+                    Err(error) => return Err(Failure::from(error)),
+                }
+            }
+        }
+    };
+    let increments = usize::try_from(INCREMENTS).unwrap_or(0);
+    let all = futures::future::try_join_all((0..increments).map(increment));
+    let revisions = within("all increments", fleet.patience() * 6, all).await??;
+    let found = instances[1].look(&id, None).await?;
+    claim_eq!(
+        found.record.state["count"].as_u64(),
+        Some(INCREMENTS),
+        "increments by compare-and-set at two instances"
+    );
+    let distinct: BTreeSet<_> = revisions.into_iter().collect();
+    claim_eq!(
+        distinct.len(),
+        increments,
+        "each made a revision of its own"
+    );
+    Ok(())
+}
+
 pub(crate) async fn a_state_over_its_limit_changes_nothing(fleet: Fleet) -> Verdict {
     let a = fleet.instance().await?;
     let id = a.session().await?;
