@@ -307,7 +307,7 @@ cases! { STORAGE_CASES "The cases over the storage seam." Storage storage:
         every_write_to_a_missing_session_changes_nothing [S4 E6];
         every_write_to_an_expired_session_changes_nothing [S3 E6];
         an_append_creates_no_stream_of_a_call [E6] (append hold);
-        another_principal_enters_and_deletes_nothing [E3] (enter delete);
+        another_principal_enters_and_deletes_nothing [E3] (enter update delete);
         a_stream_of_another_session_is_not_there [E3] (read hold append);
     }
     life {

@@ -7,7 +7,7 @@ use mcp_adapter_core::{
     RpcId, SessionKey, StreamId,
     storage::{
         Append, Appended, Entered, Held, Hold, NewSession, Put, Read, RequestState, Settled,
-        Storage, Updated,
+        Storage, UpdateSession, Updated,
     },
 };
 
@@ -152,6 +152,13 @@ pub(crate) async fn another_principal_enters_and_deletes_nothing(store: Store) -
         claim!(matches!(entered, Entered::NoSession), "{entered:?}");
     }
     claim_eq!(a.delete(&session, &OTHER).await?, None);
+    let theirs = UpdateSession {
+        principal: OTHER,
+        ..update(session, 1, Bytes::from_static(b"theirs"))
+    };
+    for _ in 0..2 {
+        claim_eq!(a.update(&theirs).await?, Updated::NoSession, "update");
+    }
     let found = read(&a, &cursor(session, "s")?).await?;
     claim!(matches!(found, Read::NoStream), "{found:?}");
     let entered = a.enter(&session, &ME, None).await?;

@@ -1,7 +1,9 @@
 //! One defect per clause: a clause without one does not compile. And one per rule
-//! of the seam that is easily missed.
+//! of the seam that is easily missed, in [`MISSED`].
 
 use mcp_adapter_conformance::Clause;
+
+pub(crate) use crate::rules::{MISSED, Missed, Rule, Torn};
 
 /// What a backend does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,138 +13,6 @@ pub(crate) enum Defect {
     /// It misses a rule of the seam.
     Miss(Rule),
 }
-
-/// A rule of the seam. Most are seen by the steps alone, since the engine makes
-/// up for them, or since it takes a rare interleaving to do harm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rule {
-    FinishRaisesTop,
-    ClaimFencesFinish,
-    ClaimOpensEpoch,
-    AttemptIsKept,
-    NumberIsCompared,
-    HolderIsTold,
-    SharedIsForNoCall,
-    NewestStays,
-    ExpiredIsNotCounted,
-    LagIsTold,
-    SweepWakes,
-    UsageIsTold,
-    InlineNeverWaits,
-    StoreOutlivesHandles,
-}
-
-/// What is wrong, the clause, the case that finds it, and whether that is one of
-/// the storage suite.
-pub(crate) type Missed = (Rule, &'static str, Clause, &'static str, bool);
-
-pub(crate) const MISSED: &[Missed] = &[
-    (
-        Rule::FinishRaisesTop,
-        "a finish without an event leaves the top where it is",
-        Clause::E5,
-        "rule::a_finish_tells_of_events_that_never_came",
-        true,
-    ),
-    (
-        Rule::ClaimFencesFinish,
-        "a finish without an event is a repeat wherever the stream has ended, whoever ended it",
-        Clause::F3,
-        "rule::a_dead_owners_finish_is_fenced",
-        true,
-    ),
-    (
-        Rule::ClaimOpensEpoch,
-        "a claim of a stream that was never written opens epoch 1",
-        Clause::F3,
-        "rule::a_claim_opens_epoch_two_at_least",
-        true,
-    ),
-    (
-        Rule::AttemptIsKept,
-        "the name of the try that won goes when the id is made again",
-        Clause::C2,
-        "rule::a_repeated_settle_leaves_the_next_request_alone",
-        true,
-    ),
-    (
-        Rule::NumberIsCompared,
-        "`TakeFrom` compares the instance and not the number",
-        Clause::E9,
-        "rule::a_hold_is_taken_from_the_number_that_was_named",
-        true,
-    ),
-    (
-        Rule::HolderIsTold,
-        "an append tells of no holder that its writer knows",
-        Clause::E2,
-        "rule::an_append_tells_who_holds_the_stream",
-        true,
-    ),
-    (
-        Rule::SharedIsForNoCall,
-        "anybody may append to the stream of a call as if it were shared",
-        Clause::E1,
-        "rule::a_shared_append_to_a_call_is_fenced",
-        true,
-    ),
-    (
-        Rule::NewestStays,
-        "an event over the bytes of its stream is evicted at once",
-        Clause::E4,
-        "limit::an_append_trims_the_oldest",
-        true,
-    ),
-    (
-        Rule::ExpiredIsNotCounted,
-        "sessions are counted until somebody deletes them",
-        Clause::S6,
-        "rule::what_has_expired_is_not_counted",
-        true,
-    ),
-    (
-        Rule::LagIsTold,
-        "a doorbell that has dropped knocks says nothing",
-        Clause::F2,
-        "doorbell::a_doorbell_that_lags_says_so",
-        true,
-    ),
-    (
-        Rule::SweepWakes,
-        "`sweep` wakes nobody",
-        Clause::E2,
-        "doorbell::the_step_that_writes_wakes",
-        true,
-    ),
-    (
-        Rule::UsageIsTold,
-        "the bytes of a session are always told to be 0",
-        Clause::E4,
-        "limit::bytes_of_a_session_are_bounded",
-        false,
-    ),
-    (
-        Rule::InlineNeverWaits,
-        "the profile says `inline`, and the steps wait",
-        Clause::S1,
-        "twice::create",
-        true,
-    ),
-    (
-        Rule::StoreOutlivesHandles,
-        "the store says that it is durable, and is gone with its last handle",
-        Clause::F1,
-        "durable::what_was_acknowledged_is_there_when_the_store_is_opened_again",
-        true,
-    ),
-    (
-        Rule::StoreOutlivesHandles,
-        "the store says that it is durable, and is gone with its last handle",
-        Clause::F1,
-        "durable::what_was_acknowledged_survives_a_crash",
-        false,
-    ),
-];
 
 /// What is wrong, the case that finds it, and the case of the storage suite that
 /// does, unless it takes a whole adapter to see it.

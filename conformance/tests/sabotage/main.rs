@@ -2,7 +2,9 @@
 //! turn the suite red.
 #![allow(clippy::expect_used, reason = "tests")]
 
+mod careless;
 mod defects;
+mod rules;
 mod saboteur;
 
 use std::{
@@ -15,11 +17,12 @@ use std::{
 };
 
 use mcp_adapter_conformance::{
-    CASES, Case, Clause, Options, Restart, STORAGE_CASES, Suite, faults::Far,
+    BoxError, CASES, Case, Clause, Options, Restart, STORAGE_CASES, Suite, faults::Far,
 };
 use mcp_adapter_core::{Capabilities, Engine};
 use mcp_adapter_memory::MemoryStorage;
 
+use careless::{Careless, Ledger};
 use defects::{Defect, MISSED, Missed, Rule, defect};
 use saboteur::{Saboteur, Secrets};
 
@@ -41,14 +44,14 @@ fn hunts() -> Vec<Hunt> {
 }
 
 /// Stores that outlive all instances, by their namespaces, as files do.
-static DISK: LazyLock<Mutex<HashMap<String, (MemoryStorage, Secrets)>>> =
+static DISK: LazyLock<Mutex<HashMap<String, (MemoryStorage, Secrets, Ledger)>>> =
     LazyLock::new(Mutex::default);
 
 /// What became of one case over a backend with this defect, or with none.
 fn check(case: &'static str, of_storage: bool, sabotaged: Option<Defect>) -> Result<(), String> {
     let open = move |options: Options| async move {
-        let new = || (MemoryStorage::new(), Secrets::default());
-        let (store, secrets) = match sabotaged {
+        let new = || (MemoryStorage::new(), Secrets::default(), Ledger::default());
+        let (store, secrets, ledger) = match sabotaged {
             Some(Defect::Miss(Rule::StoreOutlivesHandles)) => options.store(new),
             _ => {
                 let mut disk = DISK.lock().expect("no panic");
@@ -57,7 +60,8 @@ fn check(case: &'static str, of_storage: bool, sabotaged: Option<Defect>) -> Res
             }
         };
         let far = Far::new(store, options.link());
-        Saboteur::open(far, secrets, sabotaged).await
+        let saboteur = Saboteur::open(far, secrets, sabotaged).await?;
+        Ok::<_, BoxError>(Careless::new(saboteur, ledger, sabotaged))
     };
     let this = |other: &Case| other.name == case;
     let capabilities = Capabilities::server(Duration::from_millis(1));
@@ -81,9 +85,14 @@ fn check(case: &'static str, of_storage: bool, sabotaged: Option<Defect>) -> Res
     }
 }
 
+/// `SABOTAGE=race::` hunts for those alone that cases of such a name catch.
 #[test]
 fn each_defect_turns_the_suite_red() {
-    let hunts = Mutex::new(hunts().into_iter());
+    let picked = std::env::var("SABOTAGE").unwrap_or_default();
+    let mut hunted = hunts();
+    hunted.retain(|(_, _, _, _, case)| case.contains(&picked));
+    assert!(!hunted.is_empty(), "no case of this name");
+    let hunts = Mutex::new(hunted.into_iter());
     let missed = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..6 {

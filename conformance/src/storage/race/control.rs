@@ -67,8 +67,9 @@ pub(crate) async fn requests_that_are_put_at_once(store: Store) -> Verdict {
     let turns = i64::from(TURNS);
     let room = usize::try_from(TURNS).unwrap_or(0);
     let puts = vec![
-        put_many(&b, B, session, 0..turns, room),
-        put_many(&c, C, session, turns..turns * 2, room),
+        put_many(&a, A, session, 0..turns, room),
+        put_many(&b, B, session, turns..turns * 2, room),
+        put_many(&c, C, session, turns * 2..turns * 3, room),
     ];
     let done = beside_appends([&a, &b], session, puts).await?;
     claim_eq!(
@@ -77,7 +78,7 @@ pub(crate) async fn requests_that_are_put_at_once(store: Store) -> Verdict {
         "requests that found room for {TURNS}"
     );
     let mut pending = 0;
-    for id in 0..turns * 2 {
+    for id in 0..turns * 3 {
         match request_state(&reader, session, id, None).await? {
             RequestState::Pending { .. } => pending += 1,
             RequestState::Missing => {}
