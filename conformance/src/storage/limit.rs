@@ -247,13 +247,10 @@ pub(crate) async fn a_shrink_takes_the_oldest_across_streams(store: Store) -> Ve
         ..entry
     };
     // From the oldest to the newest.
-    for (stream, seq) in [("s", 1), ("t", 1), ("t", 2), ("s", 2), ("t", 3), ("s", 3)] {
+    let order = [("s", 1), ("t", 1), ("t", 2), ("s", 2), ("t", 3), ("s", 3)];
+    for (tag, (stream, seq)) in (1..).zip(order) {
         stored(&a, &event(stream, seq)?).await?;
-        stored(
-            &b,
-            &shared(session, B, seq * 2 + u64::from(stream == "t"), "0123456789")?,
-        )
-        .await?;
+        stored(&b, &shared(session, B, tag, "0123456789")?).await?;
         tokio::time::sleep(apart).await;
     }
     stored(&a, &finish(event("late", 1)?, LONG * 2)).await?;

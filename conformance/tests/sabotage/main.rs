@@ -44,8 +44,9 @@ fn hunts() -> Vec<Hunt> {
 }
 
 /// Stores that outlive all instances, by their namespaces, as files do.
-static DISK: LazyLock<Mutex<HashMap<String, (MemoryStorage, Secrets, Ledger)>>> =
-    LazyLock::new(Mutex::default);
+static DISK: LazyLock<Mutex<HashMap<String, Disk>>> = LazyLock::new(Mutex::default);
+
+type Disk = (MemoryStorage, Secrets, Ledger);
 
 /// What became of one case over a backend with this defect, or with none.
 fn check(case: &'static str, of_storage: bool, sabotaged: Option<Defect>) -> Result<(), String> {
