@@ -9,7 +9,8 @@ use mcp_adapter_core::{
 use rmcp::model::{ClientJsonRpcMessage, ClientNotification, JsonRpcMessage, RequestId};
 
 use crate::{
-    exchange::{Exchange, Kind, Payload},
+    exchange::Exchange,
+    inbound::{Kind, Payload},
     message, record,
     registry::Registry,
     signals,
@@ -33,13 +34,13 @@ pub(crate) async fn accept(
             return answer(registry, exchange, session).await;
         }
         JsonRpcMessage::Request(_) => {
-            return Err(Verdict::BadRequest("Bad Request: not a message"));
+            return Err(exchange.inbound.refusal());
         }
     };
     match &notification {
         ClientNotification::CancelledNotification(cancelled) => {
             return match &cancelled.params.request_id {
-                Some(request) => cancel(registry, session, request).await,
+                Some(request) => cancel(registry, exchange, session, stored, request).await,
                 None => Ok(()),
             };
         }
@@ -60,21 +61,34 @@ pub(crate) async fn accept(
     // Progress is for one worker, all else for every one.
     if !(is_progress && taken) {
         let backends = &registry.backends;
-        backends.signal_notification(session, &exchange.body).await;
+        backends
+            .signal_notification(session, &exchange.inbound.body)
+            .await;
     }
     Ok(())
 }
 
 async fn cancel(
     registry: &Registry,
+    exchange: &Exchange,
     session: &SessionId,
+    stored: Stored,
     request: &RequestId,
 ) -> Result<(), Verdict> {
     let sessions = &registry.backends.sessions;
     // The owner of the call, wherever it is, sees the mark and stops.
     let cancelled = sessions.cancel(session, &message::rpc_id(request)).await;
     let found = match cancelled {
-        Ok(Cancelled::Marked(_)) => "marked",
+        Ok(Cancelled::Marked(stream)) => {
+            // However late the client comes back, it is told nothing of it.
+            let note = |record: &mut SessionRecord| record::give_up(record, &stream);
+            let principal = exchange.principal.as_ref();
+            let noted = record::edit(&registry.backends, session, principal, stored, note).await;
+            if let Err(error) = noted {
+                tracing::debug!(%error, "a cancelled call was not noted");
+            }
+            "marked"
+        }
         Ok(Cancelled::NotRunning) => "not_running",
         Ok(_) => "ambiguous",
         Err(error) => return Err(Verdict::of(&error)),
@@ -104,7 +118,7 @@ async fn answer(
 ) -> Result<(), Verdict> {
     // The bytes as they came; rmcp's reading of them may have lost some.
     let (Some(requests), Kind::Answer(Some((id, payload)))) =
-        (&registry.backends.requests, &exchange.kind)
+        (&registry.backends.requests, &exchange.inbound.kind)
     else {
         return Err(UNKNOWN);
     };

@@ -16,7 +16,7 @@ use rmcp::{
     service::SubscriptionContext,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{bus::Bus, drain, message, record, registry::Registry};
 
@@ -24,8 +24,6 @@ use crate::{bus::Bus, drain, message, record, registry::Registry};
 const PARALLEL: usize = 16;
 /// Where a session's record remembers what it was told.
 const TOLD: &str = "mcp-adapter-transport/told";
-/// How many broadcasts it remembers; more than can be under way at once.
-const REMEMBERED: usize = 64;
 
 /// Whose list has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -334,7 +332,7 @@ impl Registry {
         if !broadcast.what.concerns(&stored.record) {
             return Ok(());
         }
-        let mark = |record: &mut SessionRecord| mark(record, &broadcast.id);
+        let mark = |record: &mut SessionRecord| record::remember(record, TOLD, &broadcast.id);
         if record::edit(&self.backends, session, principal, stored, mark).await? {
             let event = broadcast.what.event();
             self.backends.sessions.append(session, event).await?;
@@ -343,35 +341,9 @@ impl Registry {
     }
 }
 
-/// Marks a record as told. `false`: it is already.
-fn mark(record: &mut SessionRecord, id: &str) -> bool {
-    let told = record.extra.entry(TOLD).or_insert_with(|| json!([]));
-    let Value::Array(told) = told else {
-        return false;
-    };
-    if told.iter().any(|known| known == id) {
-        return false;
-    }
-    if told.len() >= REMEMBERED {
-        told.drain(..=told.len() - REMEMBERED);
-    }
-    told.push(json!(id));
-    true
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_record_is_marked_once_per_broadcast() {
-        let mut record = SessionRecord::default();
-        for id in 0..2 * REMEMBERED {
-            assert!(mark(&mut record, &id.to_string()));
-            assert!(!mark(&mut record, &id.to_string()));
-        }
-        assert_eq!(record.extra[TOLD].as_array().unwrap().len(), REMEMBERED);
-    }
 
     #[tokio::test]
     async fn a_handle_of_no_transport_says_so() {

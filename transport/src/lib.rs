@@ -1,22 +1,28 @@
 #![doc = include_str!("../README.md")]
 
 mod accept;
+mod answer;
+mod batch;
 mod bus;
 mod config;
 mod drain;
 mod exchange;
 mod fleet;
 mod handle;
+mod inbound;
 mod manager;
 mod message;
+mod negotiate;
 mod record;
 mod registry;
 mod restore;
+mod resume;
 mod service;
 mod signals;
 mod sse;
 mod transport;
 mod verdict;
+mod wire;
 mod worker;
 
 pub use fleet::{Drained, FleetHandle, ListChanged, Readiness};

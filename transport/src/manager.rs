@@ -9,29 +9,26 @@ use std::sync::Arc;
 use futures::{Stream, stream};
 use http::request::Parts;
 use mcp_adapter_core::{
-    EndReason, Entered, ErrorKind, EventId, RpcId, Session as Stored, SessionId as Key,
-    SessionRecord, StreamId, Tail, TailEvent, TailFrom,
+    EndReason, Entered, ErrorKind, Session as Stored, SessionId as Key, Tail, TailEvent, TailFrom,
 };
 use rmcp::{
     model::{ClientJsonRpcMessage, GetExtensions, JsonRpcMessage, ServerJsonRpcMessage},
     transport::streamable_http_server::{SessionId, SessionManager, session::ServerSseMessage},
 };
-use serde_json::Value;
 
 use crate::{
     accept::accept,
-    exchange::{self, Exchange, Kind},
-    message,
+    exchange::{self, Exchange},
+    inbound::Kind,
+    message, negotiate, record,
     registry::Registry,
     restore::is_initialize_result,
+    resume::{Mark, ResumeId},
     signals,
-    sse::{EventBody, TOLD},
+    sse::{EventBody, Reader},
     verdict::{Refused, Verdict},
     worker::{NewWorker, NotTaken, Start, Worker, WorkerTransport},
 };
-
-/// The first version whose clients read an event without data (SEP-1699).
-const PRIMING_SINCE: &str = "2025-11-25";
 
 /// Workers that end just when they are needed, in a row.
 const MAX_ATTEMPTS: usize = 8;
@@ -80,49 +77,38 @@ fn entered(exchange: &Exchange) -> Done<Entered> {
     }
 }
 
-/// The record of a session that has just been initialized.
-fn new_record(exchange: &Exchange, answer: &ServerJsonRpcMessage) -> Option<SessionRecord> {
-    // From the bytes, since they may hold more than rmcp knows.
-    let request: Value = serde_json::from_slice(&exchange.body).ok()?;
-    let answer = serde_json::to_value(answer).ok()?;
-    Some(SessionRecord {
-        protocol: answer["result"]["protocolVersion"].as_str()?.to_owned(),
-        client: request["params"]["clientInfo"].clone(),
-        capabilities: request["params"]["capabilities"].clone(),
-        principal: exchange.principal.clone(),
-        ..SessionRecord::default()
-    })
+/// Why a message cannot be one of this session's.
+fn unfit(exchange: &Exchange, stored: &Stored) -> Option<Verdict> {
+    let inbound = &exchange.inbound;
+    match inbound.kind {
+        Kind::Request {
+            initialize: true, ..
+        } => {
+            let text = "Invalid Request: this session is initialized";
+            Some(Verdict::invalid_request(text, inbound.id.as_deref()))
+        }
+        _ if exchange.batched && !negotiate::has_batches(&stored.record.protocol) => {
+            Some(Verdict::NoBatches)
+        }
+        _ => None,
+    }
 }
 
 impl Manager {
+    fn read_by(&self, exchange: &Exchange, stored: &Stored) -> Reader {
+        record::reader(
+            &stored.record,
+            &self.registry.backends.settings,
+            !exchange.batched,
+        )
+    }
+
     /// The body of a stream that is read from wherever it was.
-    fn reader(
-        &self,
-        exchange: &Exchange,
-        session: &Key,
-        tail: Tail,
-        call: Option<(StreamId, RpcId)>,
-    ) -> EventBody {
-        EventBody::new(tail, call, self.registry.backends.settings.keep_alive)
+    fn reader(&self, exchange: &Exchange, session: &Key, stored: &Stored, tail: Tail) -> EventBody {
+        EventBody::new(tail, self.read_by(exchange, stored))
             .closing(self.registry.gets.clone().cancelled_owned())
             .standing(self.registry.stand(session, exchange.principal.as_ref()))
     }
-
-    fn resumed(
-        &self,
-        exchange: &Exchange,
-        session: &Key,
-        tail: Tail,
-        call: Option<(StreamId, RpcId)>,
-    ) {
-        let body = self.reader(exchange, session, tail, call);
-        exchange.stash.lock().body = Some(body.retry(self.registry.backends.settings.retry));
-    }
-}
-
-/// Whether the client reads an event without data.
-fn is_primed(stored: &Stored) -> bool {
-    stored.record.protocol.as_str() >= PRIMING_SINCE
 }
 
 impl SessionManager for Manager {
@@ -165,7 +151,7 @@ impl SessionManager for Manager {
             let refusal = message::encode(&answer).map_or(Verdict::Internal, Verdict::Message);
             return refuse(&exchange, refusal);
         }
-        let Some(record) = new_record(&exchange, &answer) else {
+        let Some(record) = record::of_new_session(&exchange, &answer) else {
             return refuse(&exchange, Verdict::Internal);
         };
         // Every request of the session reads it.
@@ -196,15 +182,18 @@ impl SessionManager for Manager {
         if self.registry.is_refusing() {
             return refuse(&exchange, Verdict::Unavailable);
         }
-        let open = match &exchange.kind {
-            Kind::Unknown => {
-                return refuse(&exchange, Verdict::BadRequest("Bad Request: not a message"));
+        let open = match &exchange.inbound.kind {
+            Kind::Invalid | Kind::Other => {
+                return refuse(&exchange, exchange.inbound.refusal());
             }
             // A stream that would be closed again at once.
             Kind::Get if self.registry.is_draining() => {
                 return refuse(&exchange, Verdict::Unavailable);
             }
-            Kind::Request { id } => Some(id),
+            Kind::Request {
+                id,
+                initialize: false,
+            } => Some(id),
             _ => None,
         };
         self.registry.start();
@@ -214,6 +203,9 @@ impl SessionManager for Manager {
             .await
         {
             Ok(entered) => {
+                if let Some(verdict) = unfit(&exchange, &entered.session) {
+                    return refuse(&exchange, verdict);
+                }
                 exchange.stash.lock().entered = Some(entered);
                 // Always: rmcp's own restore is never used, see `restore`.
                 Ok(true)
@@ -237,7 +229,7 @@ impl SessionManager for Manager {
         let Some(exchange) = exchange::current() else {
             return Ok(());
         };
-        let (exchange, session) = if exchange.kind == Kind::Delete {
+        let (exchange, session) = if exchange.inbound.kind == Kind::Delete {
             exchange_of(id)?
         } else {
             return Ok(());
@@ -276,15 +268,17 @@ impl SessionManager for Manager {
             return refuse(&exchange, Verdict::NotFound);
         };
         let JsonRpcMessage::Request(request) = message else {
-            return refuse(&exchange, Verdict::BadRequest("Bad Request: not a request"));
+            return refuse(&exchange, exchange.inbound.refusal());
         };
         // The stream was opened for what the service read.
-        if !matches!(&exchange.kind, Kind::Request { id } if *id == message::rpc_id(&request.id)) {
-            return refuse(&exchange, Verdict::BadRequest("Bad Request: not a message"));
+        let read = &exchange.inbound.kind;
+        if !matches!(read, Kind::Request { id, .. } if *id == message::rpc_id(&request.id)) {
+            return refuse(&exchange, exchange.inbound.refusal());
         }
-        let primed = is_primed(&stored);
+        let reader = self.read_by(&exchange, &stored);
         let mut start = Box::new(Start {
             request,
+            spelling: exchange.inbound.spelling.clone(),
             stored,
             writer,
         });
@@ -298,14 +292,9 @@ impl SessionManager for Manager {
             };
             match worker.start(*start) {
                 Ok(call) => {
-                    let settings = &self.registry.backends.settings;
-                    let tail = call.writer.attach();
-                    let of = (call.writer.stream().clone(), call.rpc_id());
-                    let mut body = EventBody::new(tail, Some(of), settings.keep_alive)
+                    let body = EventBody::new(call.writer.attach(), reader)
+                        .of_call(call.writer.stream(), call.rpc_id())
                         .with_aside(Arc::clone(&call.aside));
-                    if primed {
-                        body = body.priming(call.writer.stream(), settings.retry);
-                    }
                     exchange.stash.lock().body = Some(body);
                     return Ok::<NoStream, _>(stream::empty());
                 }
@@ -336,17 +325,11 @@ impl SessionManager for Manager {
         let stored = entered(&exchange)?.session;
         let sessions = &self.registry.backends.sessions;
         match sessions.tail(&session, TailFrom::Standalone).await {
+            // With an id a client takes the stream over when it comes back;
+            // without one it would wait until its former instance, if that
+            // died, is known to be dead.
             Ok(tail) => {
-                let body = self.reader(&exchange, &session, tail, None);
-                let retry = self.registry.backends.settings.retry;
-                // With an id a client takes the stream over when it comes back;
-                // without one it would wait until its former instance, if that
-                // died, is known to be dead.
-                let body = if is_primed(&stored) {
-                    body.priming_in_turn(retry)
-                } else {
-                    body.retry(retry)
-                };
+                let body = self.reader(&exchange, &session, &stored, tail);
                 exchange.stash.lock().body = Some(body);
                 Ok::<NoStream, _>(stream::empty())
             }
@@ -362,39 +345,53 @@ impl SessionManager for Manager {
         last_event_id: String,
     ) -> Done<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static> {
         let (exchange, session) = exchange_of(id)?;
-        entered(&exchange)?;
-        let Ok(after) = last_event_id.parse::<EventId>() else {
+        let stored = entered(&exchange)?.session;
+        let Ok(after) = last_event_id.parse::<ResumeId>() else {
             return refuse(&exchange, UNKNOWN_EVENT);
         };
         metrics::counter!("mcp_transport_resumes_total").increment(1);
-        let standalone = after.stream.is_standalone();
-        let request = after.stream.request_id();
-        let call = request.map(|request| (after.stream.clone(), request));
-        let over = |why| Tail::new(Box::pin(stream::iter([TailEvent::End(why)])));
-        let sessions = &self.registry.backends.sessions;
-        let tail = if after.position == TOLD {
-            Ok(over(EndReason::Finished))
-        } else {
-            sessions.tail(&session, TailFrom::After(after)).await
+        let name = after.event.stream.clone();
+        let from = match after.mark {
+            // It has had all there is, however long ago.
+            Some(Mark::Last) => return refuse(&exchange, Verdict::NoContent),
+            Some(Mark::Hold(_)) if !name.is_standalone() => {
+                return refuse(&exchange, UNKNOWN_EVENT);
+            }
+            Some(Mark::Hold(hold)) => TailFrom::Returning {
+                after: after.event.position,
+                hold: Some(hold),
+            },
+            None if name.is_standalone() => TailFrom::Returning {
+                after: after.event.position,
+                hold: None,
+            },
+            None => TailFrom::After(after.event.clone()),
         };
-        match tail {
-            Ok(tail) => self.resumed(&exchange, &session, tail, call),
+        let call = name.request_id();
+        let sessions = &self.registry.backends.sessions;
+        let resumed = sessions.tail(&session, from);
+        let (tail, call) = match resumed.await {
+            Ok(tail) => (tail, call),
+            Err(error) if error.kind() != ErrorKind::StreamGone => {
+                return refuse(&exchange, Verdict::of(&error));
+            }
             // Of the messages that belong to no call, those that come are
             // what is left to have.
-            Err(error) if error.kind() == ErrorKind::StreamGone && standalone => {
+            Err(_) if name.is_standalone() => {
                 match sessions.tail(&session, TailFrom::Standalone).await {
-                    Ok(tail) => self.resumed(&exchange, &session, tail, None),
+                    Ok(tail) => (tail, None),
                     Err(error) => return refuse(&exchange, Verdict::of(&error)),
                 }
             }
-            Err(error) if error.kind() == ErrorKind::StreamGone && call.is_some() => {
-                self.resumed(&exchange, &session, over(EndReason::StreamGone), call);
+            Err(_) if call.is_some() => {
+                let over = [TailEvent::End(EndReason::StreamGone)];
+                (Tail::new(Box::pin(stream::iter(over))), call)
             }
-            Err(error) if error.kind() == ErrorKind::StreamGone => {
-                return refuse(&exchange, UNKNOWN_EVENT);
-            }
-            Err(error) => return refuse(&exchange, Verdict::of(&error)),
-        }
+            Err(_) => return refuse(&exchange, UNKNOWN_EVENT),
+        };
+        let body = self.reader(&exchange, &session, &stored, tail);
+        let given_up = record::is_given_up(&stored.record, &name);
+        exchange.stash.lock().body = Some(body.resumed(after, call).given_up(given_up));
         Ok::<NoStream, _>(stream::empty())
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 /// The code of errors that stand for a call or client request that ended
 /// without the other side's answer.
-const ENDED: ErrorCode = ErrorCode(-32000);
+pub(crate) const ENDED: ErrorCode = ErrorCode(-32000);
 /// The same for one whose deadline has passed.
 const TIMED_OUT: ErrorCode = ErrorCode(-32001);
 
@@ -54,6 +54,26 @@ pub(crate) fn internal_error(id: &RpcId, text: &str) -> Bytes {
         "id": id,
         "error": {"code": ErrorCode::INTERNAL_ERROR.0, "message": text},
     }))
+}
+
+/// The error of what is no message, or none that can be served; `id` is JSON.
+pub(crate) fn refusal(code: ErrorCode, text: &'static str, id: Option<&str>) -> Bytes {
+    let id = id.unwrap_or("null");
+    let error = json!({"code": code.0, "message": text});
+    format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{error}}}"#).into()
+}
+
+/// Tells a client that a stream lacks something. It belongs to no place in the
+/// stream, so it moves no cursor.
+pub(crate) fn gap() -> Bytes {
+    notification(
+        "notifications/message",
+        Some(json!({
+            "level": "warning",
+            "logger": "mcp-adapter-transport",
+            "data": "messages before this one are missing: they were dropped before they could be sent",
+        })),
+    )
 }
 
 pub(crate) fn notification(method: &str, params: Option<Value>) -> Bytes {

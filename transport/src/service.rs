@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use mcp_adapter_core::SessionId;
@@ -24,10 +24,14 @@ use rmcp::{
 use tower_service::Service;
 
 use crate::{
+    answer::{Asked, restored},
+    batch::{self, Answers},
     bus::Bus,
     config::Settings,
-    exchange::{EXCHANGE, Exchange, Kind, Stash},
+    exchange::{EXCHANGE, Exchange, Stash},
+    inbound::{Inbound, Kind},
     manager::Manager,
+    negotiate::{self, SESSION_ID},
     registry::Registry,
     verdict::{BODY_TIMEOUT, Verdict},
 };
@@ -35,22 +39,28 @@ use crate::{
 /// The body of every response.
 pub type ResponseBody = UnsyncBoxBody<Bytes, Infallible>;
 
-const SESSION_ID: &str = "mcp-session-id";
-
 /// A server behind Streamable HTTP, as a tower service:
 /// `axum::Router::new().nest_service("/mcp", service)`. Its clones are one
 /// instance.
 ///
 /// | status | when |
 /// |---|---|
-/// | 400 | no session id; an answer that nobody asked for; a malformed message or event id |
+/// | 204 | a GET that resumes from the end of a call: nothing is left to be said, and an `EventSource` does not come back |
+/// | 400 | no session id, or a version that is not served; an answer that nobody asked for; a malformed event id. As a JSON-RPC error: what is not JSON (-32700) or no message (-32600), `initialize` in a session, a batch in a version without them |
+/// | 403 | a `Host` or `Origin` that is not allowed |
 /// | 404 | no such session, another principal's, or a malformed session id |
+/// | 405 | a method other than GET, POST and DELETE, or one that this version or tier does not have; with `Allow` |
+/// | 406 | `Accept` does not admit what would be sent: `text/event-stream`, and for POST `application/json` as well. Ranges, weights and a missing header count as HTTP says |
 /// | 408 | the body did not arrive in time |
 /// | 413 | the body or an answer is too large |
+/// | 415 | the body is not said to be `application/json` |
 /// | 429 | the principal's share is used up |
 /// | 503 | overloaded, draining, or the backend is away; a listener where other instances are not heard; all with `Retry-After` |
 ///
-/// Bodies of errors are fixed texts; what went wrong is in the server's log.
+/// Bodies of errors are fixed texts with a content type; what went wrong is in
+/// the server's log. Served are the versions 2024-11-05, as far as this transport
+/// has it, 2025-03-26 with its batches of up to 64 messages, 2025-06-18,
+/// 2025-11-25 and, without sessions, 2026-07-28.
 pub struct McpService<S>(Arc<Shared<S>>);
 
 /// Behind one pointer: routers clone a service for each request, and rmcp's has
@@ -117,32 +127,79 @@ impl<S: ServerHandler + Send + 'static> Shared<S> {
     where
         B: Body<Data: Send, Error: fmt::Display> + Send + 'static,
     {
+        let method = request.method().clone();
+        let response = self
+            .respond(request)
+            .await
+            .unwrap_or_else(Verdict::into_response);
+        metrics::counter!("mcp_transport_http_requests_total",
+            "method" => method_name(&method),
+            "status" => status_name(response.status()))
+        .increment(1);
+        response
+    }
+
+    async fn respond<B>(&self, request: Request<B>) -> Result<Response<ResponseBody>, Verdict>
+    where
+        B: Body<Data: Send, Error: fmt::Display> + Send + 'static,
+    {
         let (mut parts, body) = request.into_parts();
-        let method = parts.method.clone();
-        let body = if method == Method::POST {
-            match self.read(&parts.headers, body).await {
-                Ok(body) => body,
-                Err(verdict) => return verdict.into_response(),
+        negotiate::normalise(&parts.method, &mut parts.headers);
+        let inbound = match parts.method {
+            Method::POST => {
+                let body = self.read(&parts.headers, body).await?;
+                if batch::is_batch(&body) && negotiate::is_json(&parts.headers) {
+                    return self.batch(parts, &body).await;
+                }
+                Inbound::of(body)
             }
-        } else {
-            Bytes::new()
+            Method::GET => Inbound::without_id(Kind::Get, Bytes::new()),
+            Method::DELETE => Inbound::without_id(Kind::Delete, Bytes::new()),
+            _ => Inbound::without_id(Kind::Other, Bytes::new()),
         };
+        Ok(self.serve(parts, inbound, false).await)
+    }
+
+    async fn batch(&self, parts: Parts, body: &Bytes) -> Result<Response<ResponseBody>, Verdict> {
+        if !negotiate::may_batch(&parts.headers) {
+            return Err(Verdict::NoBatches);
+        }
+        let mut answers = Answers::default();
+        for inbound in batch::split(body)? {
+            let id = inbound.id.clone();
+            let response = self.serve(parts.clone(), inbound, true).await;
+            if let Err(response) = answers.add(id.as_deref(), response).await {
+                return Ok(response);
+            }
+        }
+        Ok(answers.into_response())
+    }
+
+    /// Serves one message.
+    async fn serve(
+        &self,
+        mut parts: Parts,
+        inbound: Inbound,
+        batched: bool,
+    ) -> Response<ResponseBody> {
         self.bus.start();
-        let listens = is_listen(&parts.headers);
+        let listens = negotiate::is_listen(&parts.headers);
         if listens && !self.bus.is_ready().await {
             // It would not hear of what changes elsewhere.
             return Verdict::Unavailable.into_response();
         }
-        let response = match &self.inner {
+        let asked = Asked::of(&parts);
+        match &self.inner {
             Inner::Stateless(service) => {
                 if listens {
                     parts.extensions.insert(self.bus.arrival(Weak::new()));
                 }
-                let request = Request::from_parts(parts, Full::new(body));
-                service.handle(request).await.map(BodyExt::boxed_unsync)
+                let request = Request::from_parts(parts, Full::new(inbound.body.clone()));
+                let response = service.handle(request).await.map(BodyExt::boxed_unsync);
+                asked.given(response, &inbound)
             }
             Inner::Sessions(service, registry) => {
-                let modern = is_modern(&parts.headers);
+                let modern = negotiate::is_modern(&parts.headers);
                 if modern && (registry.is_refusing() || listens && registry.is_draining()) {
                     return Verdict::Unavailable.into_response();
                 }
@@ -159,42 +216,32 @@ impl<S: ServerHandler + Send + 'static> Shared<S> {
                 let exchange = Arc::new(Exchange {
                     session: session_id(&mut parts.headers),
                     principal: (self.settings.principal.as_ref()).and_then(|of| of(&parts)),
-                    kind: match method {
-                        Method::POST => Kind::peek(&body),
-                        Method::GET => Kind::Get,
-                        Method::DELETE => Kind::Delete,
-                        _ => Kind::Unknown,
-                    },
-                    body: body.clone(),
+                    inbound,
+                    batched,
                     stash: Mutex::new(Stash::default()),
                 });
-                let request = Request::from_parts(parts, Full::new(body));
+                let inbound = &exchange.inbound;
+                let request = Request::from_parts(parts, Full::new(inbound.body.clone()));
                 let response = EXCHANGE
                     .scope(Arc::clone(&exchange), service.handle(request))
                     .await
                     .map(BodyExt::boxed_unsync);
                 match (settle(&exchange, response), stateless) {
-                    ((response, true), Some(stateless)) => response.map(|body| {
-                        let held = body.map_frame(move |frame| {
-                            let _ = &stateless;
-                            frame
-                        });
-                        held.boxed_unsync()
-                    }),
-                    ((response, _), _) => response,
+                    (Settled::Ours(response), _) => response,
+                    (Settled::Rmcps(response), Some(stateless)) => {
+                        let response = asked.given(response, inbound);
+                        response.map(|body| {
+                            let held = body.map_frame(move |frame| {
+                                let _ = &stateless;
+                                frame
+                            });
+                            held.boxed_unsync()
+                        })
+                    }
+                    (Settled::Rmcps(response), None) => asked.given(response, inbound),
                 }
             }
-        };
-        let response = if response.status() == StatusCode::INTERNAL_SERVER_ERROR {
-            Verdict::Internal.into_response()
-        } else {
-            response
-        };
-        metrics::counter!("mcp_transport_http_requests_total",
-            "method" => method_name(&method),
-            "status" => status_name(response.status()))
-        .increment(1);
-        response
+        }
     }
 
     /// The whole body, up to the limit.
@@ -223,24 +270,19 @@ impl<S: ServerHandler + Send + 'static> Shared<S> {
                 }
                 bytes.put(&mut data);
             }
-            Ok(bytes.freeze())
+            let bytes = bytes.freeze();
+            // JSON has none, and is read all the same (RFC 8259, section 8.1).
+            let mark = "\u{feff}".len();
+            Ok(if bytes.starts_with("\u{feff}".as_bytes()) {
+                bytes.slice(mark..)
+            } else {
+                bytes
+            })
         };
         tokio::time::timeout(BODY_TIMEOUT, read)
             .await
             .unwrap_or(Err(Verdict::Timeout))
     }
-}
-
-/// Whether rmcp serves the request without a session.
-fn is_modern(headers: &HeaderMap) -> bool {
-    let version = headers.get("mcp-protocol-version");
-    version.is_some_and(|version| version.as_bytes() >= b"2026-07-28".as_slice())
-}
-
-/// Whether the request lasts until somebody ends it.
-fn is_listen(headers: &HeaderMap) -> bool {
-    let method = headers.get("mcp-method");
-    is_modern(headers) && method.is_some_and(|method| method == "subscriptions/listen")
 }
 
 /// The request's session. A malformed id is replaced by one that is never
@@ -257,9 +299,13 @@ fn session_id(headers: &mut HeaderMap) -> Option<SessionId> {
     None
 }
 
-/// Puts what the session manager has left in place of rmcp's answer, and
-/// tells whether that still stands.
-fn settle(exchange: &Exchange, response: Response<ResponseBody>) -> (Response<ResponseBody>, bool) {
+enum Settled {
+    Ours(Response<ResponseBody>),
+    Rmcps(Response<ResponseBody>),
+}
+
+/// Puts what the session manager has left in place of rmcp's answer.
+fn settle(exchange: &Exchange, response: Response<ResponseBody>) -> Settled {
     let (verdict, body) = {
         let mut stash = exchange.stash.lock();
         // What is still here was opened for a request that was refused.
@@ -270,9 +316,18 @@ fn settle(exchange: &Exchange, response: Response<ResponseBody>) -> (Response<Re
         left
     };
     match (verdict, body) {
-        (Some(verdict), _) => (verdict.into_response(), false),
-        (None, Some(body)) => (response.map(|_| body.boxed_unsync()), false),
-        (None, None) => (response, true),
+        (Some(verdict), _) => {
+            // The handler's; our own have the id as it was sent.
+            let spelling = exchange.inbound.spelling.clone();
+            let spelling = spelling.filter(|_| matches!(verdict, Verdict::Message(_)));
+            let response = verdict.into_response();
+            Settled::Ours(match spelling {
+                Some(spelling) => restored(response, spelling),
+                None => response,
+            })
+        }
+        (None, Some(body)) => Settled::Ours(response.map(|_| body.boxed_unsync())),
+        (None, None) => Settled::Rmcps(response),
     }
 }
 
@@ -290,6 +345,7 @@ fn status_name(status: StatusCode) -> &'static str {
     match status.as_u16() {
         200 => "200",
         202 => "202",
+        204 => "204",
         400 => "400",
         403 => "403",
         404 => "404",

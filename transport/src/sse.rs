@@ -6,14 +6,13 @@
 
 use std::{
     convert::Infallible,
-    fmt::Write as _,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures::{Stream, task::AtomicWaker};
 use http_body::{Body, Frame};
 use mcp_adapter_core::{EndReason, EventId, Position, RpcId, StreamId, Tail, TailEvent};
@@ -21,14 +20,15 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use crate::{message, registry::Standing};
+use crate::{
+    message,
+    registry::Standing,
+    resume::{Mark, ResumeId},
+    wire,
+};
 
 /// What fits into one frame before it is handed on.
 const FRAME_BYTES: usize = 32 * 1024;
-
-/// The position of an error that ends a call in place of what is stored: past
-/// all events. Whoever resumes from it has been told, and is not told again.
-pub(crate) const TOLD: Position = Position::new(u32::MAX, u64::MAX);
 
 /// What a call tells the socket of the request that started it, past the
 /// stream.
@@ -66,19 +66,38 @@ impl Aside {
     }
 }
 
+/// What is known of the client that reads a body.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reader {
+    /// Whether it reads an event without data.
+    pub(crate) primed: bool,
+    /// Whether it takes log messages of level `warning`.
+    pub(crate) warned: bool,
+    /// Whether it can come back. Not to the answer to a batch, which is of
+    /// several streams: its events have no ids.
+    pub(crate) resumes: bool,
+    /// How often a comment is sent on a silent stream.
+    pub(crate) keep_alive: Option<Duration>,
+    /// When it should come back after the stream was closed on purpose.
+    pub(crate) retry: Option<Duration>,
+}
+
 /// The body of a response of type `text/event-stream`.
 pub(crate) struct EventBody {
     tail: Option<Tail>,
     pending: BytesMut,
-    /// The call whose stream this is: for whom an error is meant that ends it.
-    call: Option<(StreamId, RpcId)>,
+    reader: Reader,
+    /// Whose stream this is, if it is a call's: for whom an error is meant that
+    /// ends it.
+    call: Option<RpcId>,
+    /// The last id that the client has.
+    cursor: Option<ResumeId>,
+    /// Whether the client has given the call up and is told nothing of it.
+    given_up: bool,
     /// What that error says.
     failure: Option<&'static str>,
     aside: Option<Arc<Aside>>,
-    /// Where the tail begins is told with this hint on when to come back.
-    primes: Option<Option<Duration>>,
     closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    keep_alive: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
     _standing: Option<Standing>,
 }
@@ -90,24 +109,45 @@ impl std::fmt::Debug for EventBody {
 }
 
 impl EventBody {
-    pub(crate) fn new(
-        tail: Tail,
-        call: Option<(StreamId, RpcId)>,
-        keep_alive: Option<Duration>,
-    ) -> Self {
+    pub(crate) fn new(tail: Tail, reader: Reader) -> Self {
         metrics::gauge!("mcp_transport_sse_streams").increment(1);
         Self {
             tail: Some(tail),
             pending: BytesMut::new(),
-            call,
+            reader,
+            call: None,
+            cursor: None,
+            given_up: false,
             failure: None,
             aside: None,
-            primes: None,
             closing: None,
-            keep_alive,
             timer: None,
             _standing: None,
         }
+    }
+
+    /// Of a call, from its start. It begins with an event without data, so that
+    /// a client whose connection breaks before the first message can resume.
+    pub(crate) fn of_call(mut self, stream: &StreamId, request: RpcId) -> Self {
+        let start = EventId::new(stream.clone(), Position::START);
+        self.call = Some(request);
+        self.begin(start.into());
+        self
+    }
+
+    /// Of a stream that the client has up to this id; of a call, if it is told
+    /// which one.
+    pub(crate) fn resumed(mut self, after: ResumeId, call: Option<RpcId>) -> Self {
+        self.call = call;
+        self.cursor = Some(after);
+        self
+    }
+
+    /// The client has cancelled the call: where nothing is left of it, nothing
+    /// is said.
+    pub(crate) fn given_up(mut self, given_up: bool) -> Self {
+        self.given_up = given_up;
+        self
     }
 
     pub(crate) fn with_aside(mut self, aside: Arc<Aside>) -> Self {
@@ -126,37 +166,75 @@ impl EventBody {
         self
     }
 
-    /// Begins with an event without data whose id is the start of `stream`, so
-    /// that a client whose connection breaks before the first event can resume.
-    pub(crate) fn priming(mut self, stream: &StreamId, retry: Option<Duration>) -> Self {
-        let start = EventId::new(stream.clone(), Position::START);
-        write_priming(&mut self.pending, &start, retry);
-        self
+    /// Everything after this id follows.
+    fn begin(&mut self, after: ResumeId) {
+        self.cursor = Some(after);
+        self.write_cursor();
     }
 
-    /// As [`priming`](Self::priming), from where the tail says that it begins:
-    /// it may have to wait for its turn.
-    pub(crate) fn priming_in_turn(mut self, retry: Option<Duration>) -> Self {
-        self.primes = Some(retry);
-        self
+    /// Moves the client's cursor to where it is for us.
+    fn write_cursor(&mut self) {
+        if self.reader.primed && self.reader.resumes {
+            let id = self.cursor.as_ref().map(|id| id as _);
+            wire::write_empty(&mut self.pending, id, None);
+        }
     }
 
-    /// Begins with a hint on when to come back. Without data it is no event.
-    pub(crate) fn retry(mut self, retry: Option<Duration>) -> Self {
-        write_retry(&mut self.pending, retry);
-        self
+    /// Writes a message. With an id the client's cursor moves there.
+    fn write(&mut self, id: Option<ResumeId>, data: &[u8]) {
+        let id = id.filter(|_| self.reader.resumes);
+        wire::write_event(&mut self.pending, id.as_ref().map(|id| id as _), data);
+        if id.is_some() {
+            self.cursor = id;
+        }
+    }
+
+    /// An id that says of the place where the client is that nothing follows.
+    fn last(&self) -> Option<ResumeId> {
+        let cursor = self.cursor.as_ref()?;
+        Some(ResumeId::last(cursor.event.clone()))
+    }
+
+    fn has_last(&self) -> bool {
+        (self.cursor.as_ref()).is_some_and(|cursor| cursor.mark == Some(Mark::Last))
     }
 
     fn end(&mut self, reason: EndReason) {
         self.tail = None;
-        self.failure = match reason {
-            EndReason::SessionEnded => Some("the session has ended"),
-            EndReason::OwnerLost => Some("the server instance that ran this call is gone"),
-            EndReason::StreamGone => Some("this call is no longer known"),
-            // All was said, somebody else reads on, or the client can come
-            // back and read on.
-            _ => None,
-        };
+        match reason {
+            EndReason::SessionEnded => self.failure = Some("the session has ended"),
+            EndReason::OwnerLost | EndReason::StreamGone if self.given_up => self.conclude(),
+            EndReason::OwnerLost => {
+                self.failure = Some("the server instance that ran this call is gone");
+            }
+            EndReason::StreamGone => self.failure = Some("this call is no longer known"),
+            EndReason::Finished | EndReason::Cancelled => self.conclude(),
+            // Somebody else reads on, or the client can come back and read on.
+            _ => {}
+        }
+    }
+
+    /// Lets the client know that it need not come back, where no message of the
+    /// call has done so.
+    fn conclude(&mut self) {
+        if self.call.is_some() && !self.has_last() {
+            self.cursor = self.last();
+            self.write_cursor();
+        }
+    }
+
+    /// Closes the connection on purpose; the client may come back.
+    fn close(&mut self, retry: Option<Duration>) {
+        self.tail = None;
+        if !self.reader.resumes {
+            return;
+        }
+        if self.reader.primed {
+            // Without an id: there is none that was not given before.
+            wire::write_empty(&mut self.pending, None, retry);
+        } else {
+            wire::write_retry(&mut self.pending, retry);
+        }
     }
 
     /// Moves what is there into `pending`.
@@ -169,31 +247,23 @@ impl EventBody {
                 // The stream first: what can be had with its id is.
                 self.read(context, usize::MAX);
                 if self.tail.take().is_some() || self.failure.take().is_some() {
-                    write_event(&mut self.pending, None, &response);
+                    self.write(self.last(), &response);
                 }
             }
-            Some(Told::Close(retry)) if open => {
-                self.tail = None;
-                write_retry(&mut self.pending, retry);
-            }
+            Some(Told::Close(retry)) if open => self.close(retry),
             _ => {}
         }
         if let Some(text) = self.failure.take()
-            && let Some((stream, request)) = self.call.take()
+            && let Some(request) = self.call.take()
         {
             metrics::counter!("mcp_transport_calls_ended_by_error_total").increment(1);
-            let id = EventId::new(stream, TOLD);
-            write_event(
-                &mut self.pending,
-                Some(&id),
-                &message::error(&request, text),
-            );
+            self.write(self.last(), &message::error(&request, text));
         }
         if let Some(closing) = &mut self.closing
             && self.tail.is_some()
             && closing.as_mut().poll(context).is_ready()
         {
-            self.tail = None;
+            self.close(self.reader.retry);
         }
     }
 
@@ -202,21 +272,16 @@ impl EventBody {
             && let Some(tail) = &mut self.tail
         {
             match Pin::new(tail).poll_next(context) {
-                Poll::Ready(Some(TailEvent::Begins { after, .. })) => {
-                    if let Some(retry) = self.primes.take() {
-                        write_priming(&mut self.pending, &after, retry);
-                    }
+                Poll::Ready(Some(TailEvent::Begins { after, hold })) => {
+                    self.begin(ResumeId::held(after, hold));
                 }
-                Poll::Ready(Some(TailEvent::Event { id, data, .. })) => {
-                    write_event(&mut self.pending, Some(&id), &data);
+                Poll::Ready(Some(TailEvent::Event { id, data, last })) => {
+                    let id = if last { ResumeId::last(id) } else { id.into() };
+                    self.write(Some(id), &data);
                 }
-                Poll::Ready(Some(TailEvent::Unstored { data })) => {
-                    write_event(&mut self.pending, None, &data);
-                }
-                Poll::Ready(Some(TailEvent::Gap { .. })) => {
-                    metrics::counter!("mcp_transport_gaps_total").increment(1);
-                    tracing::warn!("events are missing from a stream");
-                }
+                // Whoever comes back from it has had the outcome (clause F1).
+                Poll::Ready(Some(TailEvent::Unstored { data })) => self.write(self.last(), &data),
+                Poll::Ready(Some(TailEvent::Gap { .. })) => self.gap(),
                 Poll::Ready(Some(TailEvent::End(reason))) => self.end(reason),
                 Poll::Ready(Some(_)) => {}
                 Poll::Ready(None) => self.tail = None,
@@ -225,8 +290,18 @@ impl EventBody {
         }
     }
 
+    /// Shows that messages are missing here, and moves no cursor.
+    fn gap(&mut self) {
+        metrics::counter!("mcp_transport_gaps_total").increment(1);
+        tracing::warn!("events are missing from a stream");
+        wire::write_comment(&mut self.pending, "messages are missing here");
+        if self.reader.warned {
+            self.write(None, &message::gap());
+        }
+    }
+
     fn poll_keep_alive(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Some(interval) = self.keep_alive else {
+        let Some(interval) = self.reader.keep_alive else {
             return Poll::Pending;
         };
         let timer = self
@@ -257,7 +332,7 @@ impl Body for EventBody {
         let this = &mut *self;
         this.fill(context);
         if !this.pending.is_empty() {
-            if let (Some(timer), Some(interval)) = (&mut this.timer, this.keep_alive) {
+            if let (Some(timer), Some(interval)) = (&mut this.timer, this.reader.keep_alive) {
                 timer.as_mut().reset(Instant::now() + interval);
             }
             return Poll::Ready(Some(Ok(Frame::data(this.pending.split().freeze()))));
@@ -266,118 +341,11 @@ impl Body for EventBody {
             return Poll::Ready(None);
         }
         if this.poll_keep_alive(context).is_ready() {
-            // A comment, never an event: an event would move the client's cursor.
-            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b":\n\n")))));
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(wire::KEEP_ALIVE)))));
         }
         Poll::Pending
     }
 }
 
-fn write_priming(out: &mut BytesMut, id: &EventId, retry: Option<Duration>) {
-    // Writing to a `BytesMut` does not fail.
-    let _ = writeln!(out, "id: {id}");
-    if let Some(retry) = retry {
-        let _ = writeln!(out, "retry: {}", retry.as_millis());
-    }
-    out.put_slice(b"data: \n\n");
-}
-
-fn write_event(out: &mut BytesMut, id: Option<&EventId>, data: &[u8]) {
-    if let Some(id) = id {
-        let _ = writeln!(out, "id: {id}");
-    }
-    out.reserve(data.len() + 8);
-    // Ours has no line breaks; what others append through the adapter may.
-    for line in data.split(|byte| *byte == b'\n') {
-        out.put_slice(b"data: ");
-        out.put_slice(line);
-        out.put_u8(b'\n');
-    }
-    out.put_u8(b'\n');
-}
-
-fn write_retry(out: &mut BytesMut, retry: Option<Duration>) {
-    if let Some(retry) = retry {
-        let _ = write!(out, "retry: {}\n\n", retry.as_millis());
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use futures::{StreamExt, stream};
-    use http_body_util::BodyExt;
-
-    use super::*;
-
-    fn event(seq: u64, data: &'static str) -> TailEvent {
-        let stream = "s".parse().unwrap();
-        TailEvent::Event {
-            id: EventId::new(stream, Position::new(1, seq)),
-            data: Bytes::from_static(data.as_bytes()),
-            last: false,
-        }
-    }
-
-    async fn text(body: EventBody) -> String {
-        let bytes = body.collect().await.unwrap().to_bytes();
-        String::from_utf8(bytes.to_vec()).unwrap()
-    }
-
-    #[tokio::test]
-    async fn events_are_written_with_their_ids() {
-        let events = [
-            event(1, "{}"),
-            event(2, "a\nb"),
-            TailEvent::End(EndReason::Finished),
-        ];
-        let tail = Tail::new(stream::iter(events).boxed());
-        let body = EventBody::new(tail, None, None)
-            .priming(&"s".parse().unwrap(), Some(Duration::from_millis(1500)));
-        assert_eq!(
-            text(body).await,
-            "id: s.0.0\nretry: 1500\ndata: \n\nid: s.1.1\ndata: {}\n\nid: s.1.2\ndata: a\ndata: b\n\n"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_stream_is_primed_where_it_begins() {
-        let events = || {
-            let after = EventId::new("s".parse().unwrap(), Position::new(1, 4));
-            let events = [TailEvent::Begins { after, hold: 1 }, event(5, "{}")];
-            Tail::new(stream::iter(events).boxed())
-        };
-        let body = EventBody::new(events(), None, None).priming_in_turn(None);
-        assert_eq!(
-            text(body).await,
-            "id: s.1.4\ndata: \n\nid: s.1.5\ndata: {}\n\n"
-        );
-        let unprimed = EventBody::new(events(), None, None);
-        assert_eq!(text(unprimed).await, "id: s.1.5\ndata: {}\n\n");
-    }
-
-    #[tokio::test]
-    async fn a_call_whose_owner_died_ends_with_an_error() {
-        let tail = Tail::new(stream::iter([TailEvent::End(EndReason::OwnerLost)]).boxed());
-        let call = ("s".parse().unwrap(), RpcId::Number(7));
-        let text = text(EventBody::new(tail, Some(call), None)).await;
-        let (id, data) = text.split_once('\n').unwrap();
-        let id: EventId = id.strip_prefix("id: ").unwrap().parse().unwrap();
-        assert_eq!(id.position, TOLD);
-        assert!(data.contains(r#""id":7"#), "{text}");
-    }
-
-    #[tokio::test]
-    async fn a_response_told_aside_comes_once() {
-        let aside = Arc::new(Aside::default());
-        aside.respond(Bytes::from_static(b"{}"));
-        let quiet = Tail::new(stream::pending().boxed());
-        let body = EventBody::new(quiet, None, None).with_aside(Arc::clone(&aside));
-        assert_eq!(text(body).await, "data: {}\n\n");
-
-        aside.respond(Bytes::from_static(b"{}"));
-        let stored = [event(1, "{}"), TailEvent::End(EndReason::Finished)];
-        let stored = Tail::new(stream::iter(stored).boxed());
-        let body = EventBody::new(stored, None, None).with_aside(aside);
-        assert_eq!(text(body).await, "id: s.1.1\ndata: {}\n\n");
-    }
-}
+mod tests;

@@ -159,8 +159,9 @@ impl StreamableHttpTransport {
         self
     }
 
-    /// After how long clients are asked to come back when a stream breaks;
-    /// `None`: as they like. Default 1 second.
+    /// After how long clients are asked to come back when this server closes a
+    /// stream on purpose; `None`: as they like. Default 1 second. It is sent
+    /// with the end of the stream and not before: readers in use fail at it.
     pub fn with_retry_hint(mut self, retry: Option<Duration>) -> Self {
         self.settings.retry = retry;
         self

@@ -6,26 +6,42 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use mcp_adapter_core::{Error, ErrorKind};
+use rmcp::model::ErrorCode;
 
-use crate::service::ResponseBody;
+use crate::{message, service::ResponseBody};
 
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// The answer that replaces rmcp's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
+    /// Nothing is left to be said: an `EventSource` does not come back.
+    NoContent,
+    BadRequest(&'static str),
+    /// A `Host` or `Origin` that is not allowed.
+    Forbidden,
     /// No such session for this principal.
     NotFound,
-    BadRequest(&'static str),
+    MethodNotAllowed,
+    NotAcceptable(&'static str),
     Timeout,
     TooLarge,
+    NotJson,
     /// The principal's share is used up.
     Quota,
     Unavailable,
     Internal,
     /// A JSON-RPC message in place of a stream.
     Message(Bytes),
+    /// A JSON-RPC error for what is no message, with status 400.
+    Rpc(Bytes),
+    /// A batch in a session without batches.
+    NoBatches,
 }
+
+/// Marks a refusal of one message of a batch that is one of the whole batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WholeBatch;
 
 impl From<&Error> for Verdict {
     fn from(error: &Error) -> Self {
@@ -54,12 +70,31 @@ impl Verdict {
         verdict
     }
 
+    /// What is not JSON.
+    pub(crate) fn parse_error() -> Self {
+        Self::Rpc(message::refusal(
+            ErrorCode::PARSE_ERROR,
+            "Parse error",
+            None,
+        ))
+    }
+
+    /// What is JSON and no message that can be served. `id` is JSON.
+    pub(crate) fn invalid_request(text: &'static str, id: Option<&str>) -> Self {
+        Self::Rpc(message::refusal(ErrorCode::INVALID_REQUEST, text, id))
+    }
+
     pub(crate) fn status(&self) -> StatusCode {
         match self {
+            Self::NoContent => StatusCode::NO_CONTENT,
+            Self::BadRequest(_) | Self::Rpc(_) | Self::NoBatches => StatusCode::BAD_REQUEST,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
-            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotAcceptable(_) => StatusCode::NOT_ACCEPTABLE,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Quota => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -67,22 +102,45 @@ impl Verdict {
         }
     }
 
+    /// What stands in the body, if it is text.
+    fn text(&self) -> &'static str {
+        match self {
+            Self::NoContent | Self::Message(_) | Self::Rpc(_) | Self::NoBatches => "",
+            Self::BadRequest(text) | Self::NotAcceptable(text) => text,
+            Self::Forbidden => "Forbidden: Host or Origin is not allowed",
+            Self::NotFound => "Not Found: Session not found",
+            Self::MethodNotAllowed => "Method Not Allowed",
+            Self::Timeout => "Request Timeout",
+            Self::TooLarge => "Payload Too Large",
+            Self::NotJson => "Unsupported Media Type: Content-Type must be application/json",
+            Self::Quota => "Too Many Requests",
+            Self::Unavailable => "Service Unavailable",
+            Self::Internal => "Internal Server Error",
+        }
+    }
+
     pub(crate) fn into_response(self) -> Response<ResponseBody> {
         let status = self.status();
+        let is_whole = self == Self::NoBatches;
         let (kind, body) = match self {
-            Self::NotFound => (TEXT, Bytes::from_static(b"Not Found: Session not found")),
-            Self::BadRequest(text) => (TEXT, Bytes::from_static(text.as_bytes())),
-            Self::Timeout => (TEXT, Bytes::from_static(b"Request Timeout")),
-            Self::TooLarge => (TEXT, Bytes::from_static(b"Payload Too Large")),
-            Self::Quota => (TEXT, Bytes::from_static(b"Too Many Requests")),
-            Self::Unavailable => (TEXT, Bytes::from_static(b"Service Unavailable")),
-            Self::Internal => (TEXT, Bytes::from_static(b"Internal Server Error")),
-            Self::Message(message) => (JSON, message),
+            Self::NoBatches => {
+                let text = "Invalid Request: this version has no batches";
+                let refusal = message::refusal(ErrorCode::INVALID_REQUEST, text, None);
+                (Some(JSON), refusal)
+            }
+            Self::NoContent => (None, Bytes::new()),
+            Self::Message(message) | Self::Rpc(message) => (Some(JSON), message),
+            text => (Some(TEXT), Bytes::from_static(text.text().as_bytes())),
         };
         let mut response = Response::new(Full::new(body).boxed_unsync());
         *response.status_mut() = status;
+        if is_whole {
+            response.extensions_mut().insert(WholeBatch);
+        }
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, kind);
+        if let Some(kind) = kind {
+            headers.insert(header::CONTENT_TYPE, kind);
+        }
         if matches!(
             status,
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Change, NotTaken, SendError, Worker};
-use crate::{handle::Session, message, sse::Aside};
+use crate::{handle::Session, inbound::Spelling, message, sse::Aside};
 
 /// Handlers of one session that may run at once here, those included that
 /// ignore their cancellation (P36). The adapter bounds the calls.
@@ -28,6 +28,8 @@ pub(crate) struct Call {
     key: Arc<str>,
     /// What the client knows it by; it may be in use more than once (T14).
     wire_id: RequestId,
+    /// How the client spells it, if that is not how we do.
+    spelling: Option<Spelling>,
     token: Option<ProgressToken>,
     pub(crate) writer: Box<dyn StreamWriter>,
     pub(crate) aside: Arc<Aside>,
@@ -44,6 +46,23 @@ impl fmt::Debug for Call {
 impl Call {
     pub(crate) fn rpc_id(&self) -> RpcId {
         message::rpc_id(&self.wire_id)
+    }
+
+    /// The end of the call, under the id as the client has sent it.
+    fn end(&self, response: Bytes) -> Bytes {
+        let spelt = self.spelling.as_ref();
+        spelt
+            .and_then(|spelling| spelling.restore(&response))
+            .unwrap_or(response)
+    }
+
+    /// An error in place of the handler's response.
+    fn error(&self, text: &str) -> Bytes {
+        self.end(message::error(&self.rpc_id(), text))
+    }
+
+    fn internal_error(&self, text: &str) -> Bytes {
+        self.end(message::internal_error(&self.rpc_id(), text))
     }
 }
 
@@ -65,7 +84,7 @@ impl Drop for RunningGuard {
             && let Some(call) = self.worker.take_call(&self.key)
         {
             metrics::counter!("mcp_transport_handler_panics_total").increment(1);
-            let error = message::internal_error(&call.rpc_id(), "Internal error");
+            let error = call.internal_error("Internal error");
             self.worker.finish_in_background(call, Some(error));
         }
         self.worker.backends.settled.notify_waiters();
@@ -76,6 +95,7 @@ impl Drop for RunningGuard {
 #[derive(Debug)]
 pub(crate) struct Start {
     pub(crate) request: JsonRpcRequest<ClientRequest>,
+    pub(crate) spelling: Option<Spelling>,
     pub(crate) stored: Stored,
     pub(crate) writer: Box<dyn StreamWriter>,
 }
@@ -96,6 +116,7 @@ impl Worker {
         }
         let Start {
             mut request,
+            spelling,
             stored,
             writer,
         } = start;
@@ -116,6 +137,7 @@ impl Worker {
         let call = Arc::new(Call {
             key: Arc::clone(&key),
             wire_id,
+            spelling,
             token,
             writer,
             aside: Arc::default(),
@@ -212,8 +234,7 @@ impl Worker {
     }
 
     pub(super) fn fail(self: &Arc<Self>, call: &Arc<Call>, text: &str) {
-        let error = message::error(&call.rpc_id(), text);
-        self.finish_in_background(Arc::clone(call), Some(error));
+        self.finish_in_background(Arc::clone(call), Some(call.error(text)));
     }
 
     fn finish_in_background(self: &Arc<Self>, call: Arc<Call>, event: Option<Bytes>) {
@@ -243,8 +264,10 @@ impl Worker {
             }
             _ => return std::future::ready(Ok(())).boxed(),
         };
-        let event = message::encode(&response)
-            .unwrap_or_else(|| message::internal_error(&call.rpc_id(), "Internal error"));
+        let event = message::encode(&response).map_or_else(
+            || call.internal_error("Internal error"),
+            |response| call.end(response),
+        );
         let worker = Arc::clone(self);
         if let Some((change, stored)) = &call.change
             && succeeded
@@ -254,7 +277,7 @@ impl Worker {
                 // Before the client is told, so that every later request sees it.
                 let event = match worker.store_change(change, stored).await {
                     Ok(()) => event,
-                    Err(text) => message::internal_error(&call.rpc_id(), text),
+                    Err(text) => call.internal_error(text),
                 };
                 let first = call.writer.finish(Some(event.clone()));
                 worker
@@ -307,7 +330,7 @@ impl Worker {
                     } else {
                         "overloaded, try again later"
                     };
-                    let small = message::error(&call.rpc_id(), text);
+                    let small = call.error(text);
                     if let Err(error) = call.writer.finish(Some(small.clone())).await {
                         tracing::warn!(%error, ?call, "a call's stream cannot be ended");
                         call.aside.respond(small);

@@ -4,28 +4,16 @@ use std::time::Duration;
 
 use mcp_adapter_memory::MemoryAdapter;
 use serde_json::json;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
 
 use crate::{
     client::Client,
     fleet::{Fleet, Instance, Kind, limits, transport},
+    raw,
 };
 
 /// Sends bytes as they are; gives the status line.
 async fn raw(url: &str, request: &[u8]) -> String {
-    let authority = url.strip_prefix("http://").unwrap().split('/').next();
-    let mut stream = TcpStream::connect(authority.unwrap()).await.unwrap();
-    stream.write_all(request).await.unwrap();
-    let mut answer = Vec::new();
-    let read = stream.read_to_end(&mut answer);
-    tokio::time::timeout(Duration::from_secs(20), read)
-        .await
-        .unwrap()
-        .unwrap();
-    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let answer = raw::send(url, request).await;
     answer.lines().next().unwrap_or_default().to_owned()
 }
 

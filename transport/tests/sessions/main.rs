@@ -11,8 +11,11 @@ mod fleet;
 mod input;
 mod lifecycle;
 mod listen;
+mod raw;
+mod resume;
 mod scenarios;
 mod table;
+mod wire;
 
 use crate::{
     client::Result,
