@@ -5,6 +5,8 @@ mod answer;
 mod batch;
 mod bus;
 mod config;
+#[cfg(feature = "cors")]
+mod cors;
 mod drain;
 mod exchange;
 mod fleet;
@@ -25,6 +27,8 @@ mod verdict;
 mod wire;
 mod worker;
 
+#[cfg(feature = "cors")]
+pub use cors::cors;
 pub use fleet::{Drained, FleetHandle, ListChanged, Readiness};
 pub use handle::{Replayed, Session};
 pub use service::{McpService, ResponseBody};

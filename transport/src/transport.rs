@@ -136,7 +136,8 @@ impl StreamableHttpTransport {
     }
 
     /// Refuses requests whose `Origin` is not among these; an empty list
-    /// refuses every `Origin`. By default there is no such check.
+    /// refuses every `Origin`. By default there is no such check. What browsers
+    /// need besides, before a page may read an answer, is the layer `cors`.
     pub fn with_allowed_origins(
         mut self,
         origins: impl IntoIterator<Item = impl Into<String>>,

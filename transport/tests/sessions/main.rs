@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on is to fail")]
 
 mod client;
+#[cfg(feature = "cors")]
+mod cors;
 mod failures;
 mod features;
 mod fixture;
