@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::Client,
-    fleet::{Instance, limits, transport},
+    fleet::{Fleet, Instance, Kind, limits, transport},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -157,4 +157,44 @@ async fn a_hole_is_shown_to_the_client() {
             "{seen}"
         );
     }
+}
+
+/// Two listeners of one session, each of which comes back with its own last id.
+#[tokio::test]
+async fn a_listener_that_comes_back_ends_none_that_is_alive() {
+    let fleet = Fleet::start(Kind::Ours).await;
+    let client = fleet.session().await.unwrap();
+    let log = async || {
+        let logged = client.text(&fleet.c.url, "log", json!({"n": 1})).await;
+        assert_eq!(logged.unwrap(), "logged 1");
+    };
+    let mut x = client.resume(&fleet.a.url, None).await.unwrap();
+    let primed = x.next().await.unwrap().unwrap().id.unwrap();
+    assert!(primed.ends_with("-h1"), "{primed}");
+    let mut y = client.resume(&fleet.b.url, None).await.unwrap();
+    drop(x);
+    // It is Y's turn.
+    let began = y.next().await.unwrap().unwrap().id.unwrap();
+    assert!(began.ends_with("-h2"), "{began}");
+    let mut x = client.resume(&fleet.c.url, Some(&primed)).await.unwrap();
+    for _ in 0..3 {
+        log().await;
+        assert_eq!(y.message().await.unwrap()["params"]["data"], 1);
+    }
+    let last = y.last.clone().unwrap();
+    drop(y);
+    // X had nothing of it, and goes on where Y was.
+    let began = x.next().await.unwrap().unwrap();
+    assert_eq!(
+        (began.message, began.id),
+        (Value::Null, Some(format!("{last}-h3")))
+    );
+    log().await;
+    assert_eq!(x.message().await.unwrap()["params"]["data"], 1);
+    // Whose socket is half dead gets its stream back at once.
+    let last = x.last.clone().unwrap();
+    let mut again = client.resume(&fleet.a.url, Some(&last)).await.unwrap();
+    log().await;
+    assert_eq!(again.message().await.unwrap()["params"]["data"], 1);
+    drop(x);
 }
