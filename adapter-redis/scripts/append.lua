@@ -12,7 +12,7 @@
 --   holder, bytes of the session, bytes of the principal, for how long the expiry
 --   need not be slid, events and bytes since the stream began, whether events are
 --   there to be added to, version of the holds, the time in ms, what is between
---   `root:e:` and the stream in the key of the events, then for each append 0: stored, or 3: stored before, and its position, or 1: fenced, 2: finished,
+--   `root:e:` and the stream in the key of the events, the top, then for each append 0: stored, or 3: stored before, and its position, or 1: fenced, 2: finished,
 --   4: no stream, and ''.
 local session = load()
 if not session then return -1 end
@@ -258,6 +258,7 @@ end
 local answer = {
   m.h or '', bytes or session_bytes(), total or principal_bytes(session), fresh, cev, cby,
   there and 1 or 0, there and holds_version() or '0', NOW, session.life,
+  id(te, ts),
 }
-for k = 1, #result do answer[10 + k] = result[k] end
+for k = 1, #result do answer[11 + k] = result[k] end
 return answer

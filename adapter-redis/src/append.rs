@@ -80,8 +80,8 @@ fn groups(batch: &[Append]) -> Vec<Group<'_>> {
     groups
 }
 
-/// Whether the appends are events in a row of one epoch of this stream, and
-/// nothing else.
+/// Whether the appends are events in a row of one epoch of this stream, above all that
+/// it has, and nothing else. The server compares the last of them only.
 fn is_plain(batch: &[Append], appends: &[usize], native: &Native) -> bool {
     let mut last: Option<Position> = None;
     appends.iter().all(|number| {
@@ -91,9 +91,11 @@ fn is_plain(batch: &[Append], appends: &[usize], native: &Native) -> bool {
         else {
             return false;
         };
-        let next = last.is_none_or(|last| last.seq.checked_add(1) == Some(position.seq));
-        last = Some(position);
-        next && owner == native.owner && position.epoch == native.epoch && event.prev.is_none()
+        let next = match last.replace(position) {
+            Some(last) => last.seq.checked_add(1) == Some(position.seq),
+            None => position.seq > native.last.seq,
+        };
+        next && owner == native.owner && position.epoch == native.last.epoch && event.prev.is_none()
     })
 }
 
@@ -128,6 +130,7 @@ fn native_call(
         }
         floor = append.trim.unwrap_or(floor).max(floor);
     }
+    native.last = last;
     let entry = Entry {
         first: first.unwrap_or(last.seq),
         events: native.events,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use mcp_adapter_core::{InstanceId, SessionKey, StreamId};
+use mcp_adapter_core::{InstanceId, Position, SessionKey, StreamId};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -42,7 +42,8 @@ impl ServerClock {
 #[derive(Debug, Clone)]
 pub(crate) struct Native {
     pub(crate) owner: InstanceId,
-    pub(crate) epoch: u32,
+    /// The top: an entry whose first event is not above it has what is stored already.
+    pub(crate) last: Position,
     /// Events and bytes since the stream began.
     pub(crate) events: u64,
     pub(crate) bytes: u64,
@@ -147,7 +148,8 @@ impl Cache {
             of.uncounted.push(stream.clone());
         }
         if let Some((_, known)) = of.streams.iter_mut().find(|(name, _)| name == stream) {
-            *known = native;
+            let last = known.last.max(native.last);
+            *known = Native { last, ..native };
         }
     }
 
@@ -227,7 +229,7 @@ mod tests {
     fn native() -> Native {
         Native {
             owner: InstanceId(1),
-            epoch: 1,
+            last: Position::new(1, 1),
             events: 1,
             bytes: 10,
             holder: None,

@@ -98,16 +98,13 @@ impl RedisStorage {
         let half = sent.elapsed() / 2;
         let parsed = Scripted::parse(answer, group.appends.len(), sent + half);
         let scripted = parsed.ok_or_else(|| error::odd(OPERATION))?;
-        let mut finished = false;
-        let mut owned = None;
+        let mut writer = None;
         for (number, one) in group.appends.iter().zip(&scripted.each) {
             let append = &batch[*number];
             results[*number] = match one {
                 Ok((position, repeat)) => {
-                    finished |= append.finish.is_some();
-                    if let Place::Owned { owner, position } = append.place {
-                        // One of a former epoch may be repeated in between.
-                        owned = owned.max(Some((owner, position.epoch)));
+                    if let Place::Owned { owner, .. } = append.place {
+                        writer = Some(owner);
                     }
                     Appended::Stored {
                         position: *position,
@@ -119,23 +116,21 @@ impl RedisStorage {
                 Err(refused) => *refused,
             };
         }
-        let native = owned
-            .filter(|_| scripted.there && !finished)
-            .map(|(owner, epoch)| Native {
-                owner,
-                epoch,
-                events: scripted.events,
-                bytes: scripted.bytes,
-                holder: scripted.holder,
-                holds: scripted.holds,
-                key: self
-                    .router
-                    .names
-                    .events(group.session, &scripted.life, group.stream)
-                    .into(),
-                knock: wake_of(group),
-                clock: scripted.clock,
-            });
+        let native = writer.filter(|_| scripted.there).map(|owner| Native {
+            owner,
+            last: scripted.top,
+            events: scripted.events,
+            bytes: scripted.bytes,
+            holder: scripted.holder,
+            holds: scripted.holds,
+            key: self
+                .router
+                .names
+                .events(group.session, &scripted.life, group.stream)
+                .into(),
+            knock: wake_of(group),
+            clock: scripted.clock,
+        });
         let fresh = sent + scripted.fresh;
         self.cache.told(group.session, group.stream, native, fresh);
         Ok(())
@@ -154,6 +149,7 @@ struct Scripted {
     clock: ServerClock,
     /// Is in the keys of the session's events.
     life: String,
+    top: Position,
     /// Where each is, and whether it was stored before.
     each: Vec<Result<(Position, bool), Appended>>,
 }
@@ -169,8 +165,8 @@ impl Scripted {
         };
         let mut each = Vec::with_capacity(appends);
         for append in 0..appends {
-            let at = text(fields.get(11 + 2 * append)?)?;
-            each.push(match number(10 + 2 * append)? {
+            let at = text(fields.get(12 + 2 * append)?)?;
+            each.push(match number(11 + 2 * append)? {
                 code @ (0 | 3) => Ok((position_of(at)?, code == 3)),
                 1 => Err(Appended::Fenced),
                 2 => Err(Appended::Finished),
@@ -191,6 +187,7 @@ impl Scripted {
             holds: text(fields.get(7)?)?.parse().ok()?,
             clock: ServerClock::new(number(8)?, read),
             life: text(fields.get(9)?)?.to_owned(),
+            top: position_of(text(fields.get(10)?)?)?,
             each,
         })
     }
@@ -210,13 +207,13 @@ mod tests {
     async fn the_age_of_an_event_is_the_servers() {
         // A server that was started a second after the beginning of time.
         let answer = [
-            "", "0", "0", "0", "1", "1", "1", "7", "1000", "", "0", "1-1",
+            "", "0", "0", "0", "1", "1", "1", "7", "1000", "", "1-1", "0", "1-1",
         ];
         let answer = answer.map(|field| Value::BulkString(field.into()));
         let told = Scripted::parse(&Value::Array(answer.into()), 1, Instant::now()).unwrap();
         let mut native = Native {
             owner: InstanceId(1),
-            epoch: 1,
+            last: told.top,
             events: told.events,
             bytes: told.bytes,
             holder: told.holder,

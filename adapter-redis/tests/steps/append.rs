@@ -177,10 +177,15 @@ async fn a_repeat_of_a_native_append_is_stored_once() {
         assert_eq!(store.append(event).await, [Got::At(at(1, seq))]);
         assert_eq!(store.append(event).await, [Got::Again(at(1, seq))]);
     }
+    // With one that is new behind it, which the server would take for both.
+    let two = [events[39].clone(), owned(session, at(1, 41), "41")];
+    let both = [Got::Again(at(1, 40)), Got::At(at(1, 41))];
+    assert_eq!(store.append(&two).await, both);
     let all: Vec<_> = (1..=40).map(|seq| Got::Again(at(1, seq))).collect();
     assert_eq!(store.append(&events).await, all, "all at once");
     let (events, _) = store.read(session, "s").await;
-    assert_eq!(events.len(), 40);
+    let read: Vec<_> = events.iter().map(|(position, ..)| position.seq).collect();
+    assert_eq!(read, Vec::from_iter(1..=41));
 }
 
 /// What is left of a stream that has expired goes, and no event of the one that has
