@@ -22,9 +22,10 @@ use tokio::{
 };
 
 use crate::{
+    connect::greet,
     error,
     keys::Partition,
-    server::{Lane, Node, greet},
+    server::{Lane, Node},
     storage::RedisStorage,
     value::bytes,
     wire,

@@ -4,11 +4,13 @@ mod append;
 mod attached;
 mod cache;
 mod check;
+mod connect;
 mod doorbell;
 mod error;
 mod explain;
 mod keys;
 mod options;
+mod page;
 mod principal;
 mod request;
 mod router;
@@ -26,10 +28,11 @@ use std::{fmt, sync::Arc, time::Duration};
 use mcp_adapter_core::{Engine, EngineAdapter, Limits, Result};
 
 use crate::{
+    connect::Target,
     explain::explain,
     options::Setup,
     router::Router,
-    server::{Lane, Node, Settings, Target},
+    server::{Lane, Node, Settings},
 };
 pub use crate::{options::RedisOptions, storage::RedisStorage};
 

@@ -14,11 +14,12 @@ use redis::{Cmd, ConnectionInfo, Value};
 
 use crate::{
     attached::Attached,
+    connect::{Target, connect},
     error::{self, Refusal, refusal},
     keys::{Names, PARTITIONS, Partition, slot},
     options::{at, resp3},
     script::Script,
-    server::{Call, Identity, Lane, Node, Settings, Target, connect},
+    server::{Call, Identity, Lane, Node, Settings},
 };
 
 /// Times that a command follows redirections.

@@ -5,13 +5,12 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use mcp_adapter_core::{
-    Applied, Cancelled, Capabilities, InstanceId, Limits, Position, PrincipalKey, Result, RpcId,
-    SessionKey, Stats, StreamId,
+    Applied, Cancelled, Capabilities, InstanceId, Limits, PrincipalKey, Result, RpcId, SessionKey,
+    Stats, StreamId,
     storage::{
-        Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold,
-        HoldStart, Holder, Knock, NewSession, OpenStream, Profile, Put, PutRequest, Read,
-        RequestKey, RequestState, Settle, Settled, Storage, StreamEnd, StreamState, Swept,
-        UpdateSession, Updated,
+        Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
+        NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
+        Settled, Storage, Swept, UpdateSession, Updated,
     },
 };
 use redis::{Cmd, Value};
@@ -22,7 +21,8 @@ use crate::{
     cache::Cache,
     doorbell,
     error::odd,
-    keys::{PARTITIONS, Partition, instance_of, place, position_of, request_name},
+    keys::{PARTITIONS, Partition, instance_of, place, request_name},
+    page::{held, page},
     principal::Shares,
     router::Router,
     script::Script,
@@ -164,93 +164,6 @@ impl fmt::Debug for RedisStorage {
 
 pub(crate) fn beat_text(beat: Option<u64>) -> String {
     beat.map_or_else(String::new, |beat| beat.to_string())
-}
-
-/// Fields of a state, and what follows it.
-const STATE: usize = 9;
-
-/// The state that `state()` of the scripts makes, and its floor.
-fn state_of(fields: &[Value]) -> Option<(StreamState, Position)> {
-    let [
-        top,
-        oldest,
-        end,
-        owner,
-        holder,
-        number,
-        cancelled,
-        floor,
-        holds,
-        ..,
-    ] = fields
-    else {
-        return None;
-    };
-    let state = StreamState {
-        top: position_of(text(top)?)?,
-        oldest: position_of(text(oldest)?),
-        end: match text(end)? {
-            "" => None,
-            "l" => Some(StreamEnd::OwnerLost),
-            _ => Some(StreamEnd::Finished),
-        },
-        owner: instance_of(text(owner)?),
-        holder: match instance_of(text(holder)?) {
-            Some(instance) => Some(Holder {
-                instance,
-                number: unsigned(number)?,
-            }),
-            None => None,
-        },
-        cancelled: integer(cancelled)? == 1,
-        holds: holds_of(text(holds)?)?,
-    };
-    Some((state, position_of(text(floor)?)?))
-}
-
-/// As `state()` writes them.
-fn holds_of(holds: &str) -> Option<Vec<HoldStart>> {
-    let holds = holds.split(',').filter(|hold| !hold.is_empty());
-    holds
-        .map(|hold| {
-            let (number, began) = hold.split_once(' ')?;
-            Some(HoldStart {
-                number: number.parse().ok()?,
-                began: position_of(began)?,
-            })
-        })
-        .collect()
-}
-
-fn page(cursor: &Cursor, answer: Value) -> Option<Read> {
-    match answer {
-        Value::Int(-1) => return Some(Read::NoSession),
-        Value::Int(-2) => return Some(Read::NoStream),
-        _ => {}
-    }
-    let mut fields = answer.into_sequence().ok()?;
-    let (state, floor) = state_of(&fields)?;
-    let mut events = Vec::new();
-    let mut left = cursor.max_bytes;
-    let mut entries = fields.drain(STATE..);
-    while let (Some(id), Some(record)) = (entries.next(), entries.next()) {
-        let last = position_of(text(&id)?)?;
-        for event in wire::events_of(last, bytes(record)?) {
-            if event.position <= cursor.after || event.position <= floor {
-                continue;
-            }
-            // An empty event counts, too: only the first one is free.
-            let size = event.data.as_ref().map_or(1, |data| data.len().max(1));
-            if events.len() >= cursor.max_events || (size > left && !events.is_empty()) {
-                drop(entries);
-                return Some(Read::Page { events, state });
-            }
-            left = left.saturating_sub(size);
-            events.push(event);
-        }
-    }
-    drop(entries);
-    Some(Read::Page { events, state })
 }
 
 #[async_trait]
@@ -565,24 +478,4 @@ impl Storage for RedisStorage {
             .map(drop)
             .map_err(|error| error.with_applied(Applied::Unknown))
     }
-}
-
-fn held(answer: &Value) -> Option<Held> {
-    let fields = answer.as_sequence()?;
-    let [number, second, third, state @ ..] = fields else {
-        return None;
-    };
-    if text(number) == Some("") {
-        return Some(Held::Busy(Holder {
-            instance: instance_of(text(second)?)?,
-            number: unsigned(third)?,
-        }));
-    }
-    let (state, _) = state_of(state)?;
-    Some(Held::Done {
-        number: unsigned(number)?,
-        former: instance_of(text(second)?),
-        cursor: position_of(text(third)?)?,
-        state,
-    })
 }
