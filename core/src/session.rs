@@ -194,6 +194,10 @@ pub enum TailFrom {
     /// while 6 is under way, and Y is told "begins after 6" and reads 7 and 8. X comes
     /// back after 5: it gets 6, which was its own, and waits. When Y goes, X begins
     /// after 8. Had Y not listened, X would have got 6, 7 and 8 at once.
+    ///
+    /// A client that has read nothing of its hold, not even
+    /// [`TailEvent::Begins`], cannot say that it was its own: what was sent to it is
+    /// lost.
     Returning {
         /// The last position that it has read.
         after: Position,

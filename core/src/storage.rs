@@ -240,8 +240,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     ///
     /// After a [`delete`](Self::delete) the key is free for other creators. For
     /// the creators of deleted sessions it is `false` where a command may come late,
-    /// for each of them, however many sessions the key has had since; within one
-    /// process it does not matter.
+    /// for each of the last 64 that the key has had at least; within one process it
+    /// does not matter.
     async fn create(&self, session: &NewSession) -> Result<bool>;
 
     /// Reads a session, slides its expiry and opens a stream, in one round

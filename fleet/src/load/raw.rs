@@ -314,18 +314,24 @@ impl RawSession {
                 let _ = ready.send(());
             }
             let mut events = reply.events();
-            let connection = breaks.connection();
-            tokio::pin!(connection);
+            let mut breaks_at = None;
             let broken = loop {
+                let connection = async {
+                    match breaks_at {
+                        Some(at) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
                 let next = tokio::select! {
                     next = events.next() => next,
-                    () = &mut connection => break None,
+                    () = connection => break None,
                 };
                 match next {
                     Next::Event(event) => {
                         backoff = Backoff::new();
                         if event.id.is_some() {
                             cursor.clone_from(&event.id);
+                            breaks_at = breaks_at.or_else(|| breaks.next());
                         }
                         if let Ok(message) = serde_json::from_str(&event.data) {
                             self.logged(Seen {
@@ -393,20 +399,19 @@ impl RawSession {
     }
 }
 
-/// When a listener loses its connection.
+/// When a listener loses its connection: some time after it has read an id there. What
+/// is sent to one that breaks before that is lost, for its client cannot say what it
+/// has had.
 struct Breaks {
     left: usize,
     rng: fastrand::Rng,
 }
 
 impl Breaks {
-    /// Completes when the connection that was just opened breaks.
-    async fn connection(&mut self) {
-        if self.left == 0 {
-            return std::future::pending().await;
-        }
-        self.left -= 1;
-        tokio::time::sleep(Duration::from_millis(self.rng.u64(20..400))).await;
+    fn next(&mut self) -> Option<tokio::time::Instant> {
+        self.left = self.left.checked_sub(1)?;
+        let time = Duration::from_millis(self.rng.u64(20..400));
+        Some(tokio::time::Instant::now() + time)
     }
 }
 
