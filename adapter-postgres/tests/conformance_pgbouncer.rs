@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     capabilities.push = false;
     let suite =
         Suite::new("postgres_pgbouncer", capabilities).with_restart(Restart::by(|_| async {
-            Ok(tokio::task::spawn_blocking(restart).await??)
+            tokio::task::spawn_blocking(restart).await?
         }));
     let code = suite.run(|options| async move {
         let url = tokio::task::spawn_blocking(start).await??;
