@@ -379,6 +379,8 @@ cases! { STORAGE_CASES "The cases over the storage seam." Storage storage:
         updates_that_race [S2 E1] (update append);
         holds_that_race [E9 E1] (hold append);
         streams_that_are_opened_at_once [E4 E1] (enter append);
+        control_steps_that_race_each_other [S2 SG E9 E1]
+            (update mark_cancel hold enter put_requests append);
         a_claim_that_races_appends [F3 E1] (claim append);
         sweeps_that_race_appends [F3 S5 E1] (sweep append);
         sweeps_of_finished_streams_that_race_appends [S5 E4 S6] (sweep append);

@@ -374,6 +374,41 @@ mod tests {
     }
 
     #[test]
+    fn who_says_that_a_store_is_durable_says_how_it_is_closed() {
+        let durable = Suite::new("durable", Capabilities::server(Duration::from_millis(1)));
+        let run = |suite: &Suite| {
+            suite.check_storage(Case::restarts, |options| async move {
+                Ok(options.store(mcp_adapter_memory::MemoryStorage::new))
+            })
+        };
+        let silent = run(&durable);
+        assert!(silent.passed.is_empty() && !silent.failed.is_empty());
+        for (case, why) in silent.failed {
+            assert!(why.contains(".with_restart(..)"), "{case}: {why}");
+        }
+        // A store in memory is caught, and one that is another's is not looked at.
+        let closed = run(&durable.clone().with_restart(Restart::by_handles()));
+        assert!(closed.passed.is_empty() && !closed.failed.is_empty());
+        for (case, why) in closed.failed {
+            assert!(why.contains("closed and opened again"), "{case}: {why}");
+        }
+        let broken = run(&durable
+            .clone()
+            .with_restart(Restart::by(|_| async { Err("no power".into()) })));
+        for (case, why) in broken.failed {
+            assert!(why.contains("no power"), "{case}: {why}");
+        }
+        let foreign = durable.with_restart(Restart::none("it is another's"));
+        let report = run(&foreign);
+        assert!(report.passed.is_empty() && report.failed.is_empty());
+        let case = STORAGE_CASES.iter().find(|case| case.restarts());
+        let reason = case
+            .and_then(|case| foreign.ignores(case))
+            .map(|why| foreign.reason(why));
+        assert_eq!(reason.as_deref(), Some("it is another's"));
+    }
+
+    #[test]
     fn namespaces_are_names_for_any_backend_and_never_the_same() {
         let one = namespace("A very long name: with/other'characters");
         assert!(one.len() <= 32, "{one}");

@@ -89,9 +89,7 @@ pub async fn redis() -> Result<String, ServerError> {
         if let Some(container) = container::redis() {
             return container.map(|container| Shared::Container(Box::new(container)));
         }
-        // What it has acknowledged outlives a restart.
-        let log = ["--appendonly", "yes", "--appendfsync", "no"];
-        Redis::start(&log).map(Shared::Redis)
+        Redis::start(&redis::LOG).map(Shared::Redis)
     })
     .await
 }
@@ -113,17 +111,15 @@ fn restart(variable: &'static str, slot: &'static Mutex<Option<Shared>>) -> Rest
     if env::var_os(variable).is_some() {
         return Restart::none(format!("the server is that of {variable}"));
     }
-    #[cfg(feature = "testcontainers")]
-    if container::is_reachable() {
-        return Restart::none("the server is a container");
-    }
     Restart::by(move |_| async move {
         let restarted = tokio::task::spawn_blocking(move || {
             let mut slot = slot.lock();
             let program = match slot.as_mut() {
                 Some(Shared::Redis(redis)) => redis.program(),
                 Some(Shared::Postgres(postgres)) => postgres.program(),
-                _ => return Err(ServerError::new("no server was started")),
+                #[cfg(feature = "testcontainers")]
+                Some(Shared::Container(container)) => return container.restart(),
+                None => return Err(ServerError::new("no server was started")),
             };
             program.restart().map_err(ServerError::new)
         });

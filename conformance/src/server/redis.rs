@@ -15,6 +15,9 @@ const MISSING: &str = "there is no Redis server for this test. Install one that 
     `redis-server` or `valkey-server` (Debian: apt-get install redis-server), or set \
     MCP_ADAPTER_TEST_REDIS_URL";
 
+/// What it has acknowledged outlives its process.
+pub(super) const LOG: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "no"];
+
 /// A `redis-server` of this machine, on a free port, with a folder of its own.
 /// It writes nothing to disk unless it is told to.
 #[derive(Debug)]
@@ -133,7 +136,7 @@ pub(super) fn command(addr: SocketAddr, words: &[&str]) -> Result<String, Server
     }
 }
 
-fn is_ready(addr: SocketAddr) -> bool {
+pub(super) fn is_ready(addr: SocketAddr) -> bool {
     let mut answer = [0; 7];
     ask(addr, b"PING\r\n", &mut answer).is_ok_and(|read| answer[..read].starts_with(b"+PONG"))
 }

@@ -108,6 +108,10 @@ fn each_defect_turns_the_suite_red() {
                     let without = check(case, step, None);
                     let why = with.as_ref().err().and_then(|why| why.lines().next());
                     println!("{clause} | {what} | {case} | {}", why.unwrap_or("MISSED"));
+                    if let Err(why) = &with {
+                        let told = why.contains(&format!("it holds {clause}: "));
+                        assert!(told && why.contains("\nread "), "{case}: {why}");
+                    }
                     if with.is_ok() {
                         let text = format!("{clause}: {what}: `{case}` does not catch it");
                         missed.lock().expect("no panic").push(text);

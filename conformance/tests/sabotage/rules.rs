@@ -206,6 +206,8 @@ missed! {
         "`hold` writes back what it has read of the stream";
     IsAtomic(Torn::Enter) E1 storage "race::streams_that_are_opened_at_once"
         "`enter` writes back what it has read of the session";
+    IsAtomic(Torn::Enter) E1 storage "race::control_steps_that_race_each_other"
+        "`enter` writes back what it has read of the session";
     IsAtomic(Torn::Claim) E1 storage "race::a_claim_that_races_appends"
         "`claim` writes back what it has read of the stream";
     IsAtomic(Torn::Sweep) E1 storage "race::sweeps_that_race_appends"

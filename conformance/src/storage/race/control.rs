@@ -212,26 +212,7 @@ pub(crate) async fn updates_that_race(store: Store) -> Verdict {
     let session = stream(&a).await?;
     let begin = update(session, 1, Bytes::from_static(b"0"));
     a.update(&begin).await?;
-    let count = |store: &AnyStorage| -> Runner<u64> {
-        let store = store.clone();
-        async move {
-            for _ in 0..TURNS {
-                loop {
-                    let (count, revision) = counter(&store, session).await?;
-                    // Two that read the same write the same.
-                    let next = Bytes::from((count + 1).to_string());
-                    match store.update(&update(session, revision, next)).await? {
-                        Updated::Done(_) => break,
-                        Updated::Conflict => {}
-                        Updated::NoSession => return Err(Failure::new("no session")),
-                    }
-                }
-            }
-            Ok(0)
-        }
-        .boxed()
-    };
-    let counts = vec![count(&a), count(&b), count(&c)];
+    let counts = [&a, &b, &c].map(|store| count(store, session)).into();
     beside_appends([&a, &b], session, counts).await?;
     let total = u64::from(TURNS) * 3;
     claim_eq!(
@@ -240,6 +221,27 @@ pub(crate) async fn updates_that_race(store: Store) -> Verdict {
         "increments by compare-and-set, and the revision"
     );
     is_whole(&reader, session, EVENTS, EVENTS).await
+}
+
+/// Increments the number in a record, by compare-and-set.
+fn count(store: &AnyStorage, session: SessionKey) -> Runner<u64> {
+    let store = store.clone();
+    async move {
+        for _ in 0..TURNS {
+            loop {
+                let (count, revision) = counter(&store, session).await?;
+                // Two that read the same write the same.
+                let next = Bytes::from((count + 1).to_string());
+                match store.update(&update(session, revision, next)).await? {
+                    Updated::Done(_) => break,
+                    Updated::Conflict => {}
+                    Updated::NoSession => return Err(Failure::new("no session")),
+                }
+            }
+        }
+        Ok(0)
+    }
+    .boxed()
 }
 
 /// The number in a record, and the revision.
@@ -253,26 +255,31 @@ async fn counter(store: &AnyStorage, session: SessionKey) -> Step<(u64, u64)> {
     }
 }
 
+/// Takes a stream again and again; the last number that was given.
+fn take(store: &AnyStorage, me: InstanceId, session: SessionKey, stream: StreamId) -> Runner<u64> {
+    let store = store.clone();
+    async move {
+        let mut numbers = BTreeSet::new();
+        for _ in 0..TURNS {
+            let held = store.hold(&session, &stream, me, Hold::Take).await?;
+            let Held::Done { number, .. } = held else {
+                return Err(Failure::new(format!("{held:?}")));
+            };
+            claim!(numbers.insert(number), "number {number} was given twice");
+        }
+        Ok(numbers.last().copied().unwrap_or(0))
+    }
+    .boxed()
+}
+
 pub(crate) async fn holds_that_race(store: Store) -> Verdict {
     let [a, b, c, reader] = handles(&store).await?;
     let session = stream(&a).await?;
-    let take = |store: &AnyStorage, me: InstanceId, stream: StreamId| -> Runner<u64> {
-        let store = store.clone();
-        async move {
-            let mut numbers = BTreeSet::new();
-            for _ in 0..TURNS {
-                let held = store.hold(&session, &stream, me, Hold::Take).await?;
-                let Held::Done { number, .. } = held else {
-                    return Err(Failure::new(format!("{held:?}")));
-                };
-                claim!(numbers.insert(number), "number {number} was given twice");
-            }
-            Ok(numbers.last().copied().unwrap_or(0))
-        }
-        .boxed()
-    };
     for (stream, before) in [(name("s")?, 1), (StreamId::standalone(), 0)] {
-        let takes = vec![take(&b, B, stream.clone()), take(&c, C, stream.clone())];
+        let takes = vec![
+            take(&b, B, session, stream.clone()),
+            take(&c, C, session, stream.clone()),
+        ];
         let last = match before {
             1 => beside_appends([&a, &b], session, takes).await?,
             _ => at_once(takes).await?,
@@ -313,31 +320,43 @@ pub(crate) async fn holds_that_race(store: Store) -> Verdict {
     is_whole(&reader, session, EVENTS, EVENTS).await
 }
 
+/// Opens calls, with room for `room` in all; the number of those that found it.
+fn open_many(
+    store: &AnyStorage,
+    owner: InstanceId,
+    session: SessionKey,
+    prefix: &'static str,
+    room: usize,
+) -> Runner<u64> {
+    let store = store.clone();
+    async move {
+        let mut opened = 0;
+        for n in 0..TURNS {
+            let call = OpenStream {
+                owner,
+                request: RpcId::String(format!("{prefix}{n}").into()),
+                max_open: room,
+                ..open(&format!("{prefix}{n}"))?
+            };
+            match store.enter(&session, &ME, Some(&call)).await? {
+                Entered::Session { .. } => opened += 1,
+                Entered::TooManyStreams => {}
+                other => return Err(Failure::new(format!("`enter` answered {other:?}"))),
+            }
+        }
+        Ok(opened)
+    }
+    .boxed()
+}
+
 pub(crate) async fn streams_that_are_opened_at_once(store: Store) -> Verdict {
     let [a, b, c, reader] = handles(&store).await?;
     let session = stream(&a).await?;
     let room = usize::try_from(TURNS).unwrap_or(0) + 1;
-    let open_all = |store: &AnyStorage, owner: InstanceId, prefix: &'static str| -> Runner<u64> {
-        let store = store.clone();
-        async move {
-            let mut opened = 0;
-            for n in 0..TURNS {
-                let call = OpenStream {
-                    owner,
-                    max_open: room,
-                    ..open(&format!("{prefix}{n}"))?
-                };
-                match store.enter(&session, &ME, Some(&call)).await? {
-                    Entered::Session { .. } => opened += 1,
-                    Entered::TooManyStreams => {}
-                    other => return Err(Failure::new(format!("`enter` answered {other:?}"))),
-                }
-            }
-            Ok(opened)
-        }
-        .boxed()
-    };
-    let opens = vec![open_all(&b, B, "b"), open_all(&c, C, "c")];
+    let opens = vec![
+        open_many(&b, B, session, "b", room),
+        open_many(&c, C, session, "c", room),
+    ];
     let opened = beside_appends([&a, &b], session, opens).await?;
     claim_eq!(
         opened.iter().sum::<u64>(),
@@ -348,4 +367,62 @@ pub(crate) async fn streams_that_are_opened_at_once(store: Store) -> Verdict {
     let events = EVENTS * 2;
     let streams = 2 + u64::from(TURNS);
     come_to(&reader, [1, streams, events, events * 10, 0]).await
+}
+
+pub(crate) async fn control_steps_that_race_each_other(store: Store) -> Verdict {
+    let [a, b, c, reader] = handles(&store).await?;
+    let session = stream(&a).await?;
+    let begin = update(session, 1, Bytes::from_static(b"0"));
+    a.update(&begin).await?;
+    let turns = u64::from(TURNS);
+    // Calls that were there before, to be cancelled while others are opened.
+    open_many(&a, A, session, "a", 1000).await?;
+    let cancel = {
+        let b = b.clone();
+        async move {
+            for n in 0..TURNS {
+                let call = RpcId::String(format!("a{n}").into());
+                b.mark_cancel(&session, &call).await?;
+            }
+            Ok(0)
+        }
+        .boxed()
+    };
+    let steps = vec![
+        put_many(&c, C, session, 0..i64::from(TURNS), 1000),
+        count(&a, session),
+        count(&c, session),
+        take(&b, B, session, name("a0")?),
+        open_many(&c, C, session, "c", 1000),
+        cancel,
+    ];
+    let answers = beside_appends([&a, &b], session, steps).await?;
+    claim_eq!(answers[0], turns, "requests that were put");
+    claim_eq!(answers[4], turns, "calls that were opened");
+    for id in 0..i64::from(TURNS) {
+        let waits = RequestState::Pending { owner: C };
+        claim_eq!(request_state(&reader, session, id, None).await?, waits);
+    }
+    let counted = counter(&reader, session).await?;
+    claim_eq!(
+        counted,
+        (turns * 2, turns * 2 + 2),
+        "increments, and the revision"
+    );
+    for n in 0..TURNS {
+        for (prefix, owner) in [("a", A), ("c", C)] {
+            let stream = format!("{prefix}{n}");
+            let (_, found) = page(&reader, &cursor(session, &stream)?).await?;
+            claim_eq!(found.owner, Some(owner), "`{stream}`");
+            claim_eq!(found.cancelled, owner == A, "the mark of `{stream}`");
+            if stream == "a0" {
+                // Its owner was the first holder.
+                let number = found.holder.map(|holder| (holder.instance, holder.number));
+                claim_eq!(number, Some((B, turns + 1)), "takes of `{stream}`");
+            }
+        }
+    }
+    is_whole(&reader, session, EVENTS, EVENTS).await?;
+    let events = EVENTS * 2;
+    come_to(&reader, [1, 2 + turns * 2, events, events * 10, turns]).await
 }
