@@ -126,11 +126,12 @@ async fn open(options: PostgresOptions, limits: &Limits) -> Result<PostgresStora
     let found = start::start(&options, statement).await?;
     let begin: Arc<str> = start::begin(&options.schema, statement).into();
     let make_pool = || match &options.pool {
-        Some(pool) => Pool::handed(pool.clone(), Arc::clone(&begin)),
+        Some(pool) => Pool::handed(pool.clone(), Arc::clone(&begin), statement),
         None => {
             let begin = found.pooled.then(|| Arc::clone(&begin));
             let set = found.set.as_deref().map(Arc::from);
-            Pool::own(found.connect.clone(), options.max_connections, set, begin)
+            let connect = found.connect.clone();
+            Pool::own(connect, options.max_connections, set, begin, statement)
         }
     };
     let listen = options.direct.as_ref().unwrap_or(&options.connect);

@@ -6,7 +6,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use mcp_adapter_core::{Error, ErrorKind, Result};
+use mcp_adapter_core::{Applied, Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use sqlx::{
     AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Postgres,
@@ -15,7 +15,8 @@ use sqlx::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
 };
 
 use crate::error::{breaks_connection, of_connecting, of_statement};
@@ -53,11 +54,25 @@ enum Source {
 }
 
 /// Where connections come from, and in which form statements are sent.
-pub(crate) struct Pool {
+pub(crate) struct Pool(Arc<Connections>);
+
+struct Connections {
     source: Source,
     callers: Semaphore,
     /// What begins a transaction, where each statement needs one of its own.
     begin: Option<Arc<str>>,
+    /// How long a statement in a task of its own may take, waiting for its turn included.
+    patience: Duration,
+}
+
+/// A statement that goes on although nobody polls for its answer, and ends where nobody
+/// can any more.
+struct Driven<T>(JoinHandle<T>);
+
+impl<T> Drop for Driven<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// A connection on loan. Unless it is given back it is closed: it may be in the
@@ -91,13 +106,15 @@ impl Drop for Lent {
 }
 
 impl Pool {
+    /// `patience`: how long a statement may take that has a task of its own.
     pub(crate) fn own(
         options: PgConnectOptions,
         max: u32,
         set: Option<Arc<str>>,
         begin: Option<Arc<str>>,
+        patience: Duration,
     ) -> Self {
-        Self {
+        Self(Arc::new(Connections {
             source: Source::Own {
                 options: Box::new(options),
                 idle: Mutex::new(Vec::new()),
@@ -107,32 +124,80 @@ impl Pool {
             },
             callers: callers(max as usize),
             begin,
-        }
+            patience,
+        }))
     }
 
-    pub(crate) fn handed(pool: PgPool, begin: Arc<str>) -> Self {
+    pub(crate) fn handed(pool: PgPool, begin: Arc<str>, patience: Duration) -> Self {
         let max = pool.options().get_max_connections() as usize;
-        Self {
+        Self(Arc::new(Connections {
             source: Source::Handed(pool),
             callers: callers(max),
             begin: Some(begin),
-        }
+            patience,
+        }))
     }
 
     /// The same with connections of its own, for another instance.
     pub(crate) fn another(&self) -> Self {
-        match &self.source {
+        let Connections {
+            source,
+            begin,
+            patience,
+            ..
+        } = &*self.0;
+        match source {
             Source::Own {
                 options, max, set, ..
-            } => Self::own((**options).clone(), *max, set.clone(), self.begin.clone()),
-            Source::Handed(pool) => Self {
+            } => {
+                let options = (**options).clone();
+                Self::own(options, *max, set.clone(), begin.clone(), *patience)
+            }
+            Source::Handed(pool) => Self(Arc::new(Connections {
                 source: Source::Handed(pool.clone()),
                 callers: callers(pool.options().get_max_connections() as usize),
-                begin: self.begin.clone(),
-            },
+                begin: begin.clone(),
+                patience: *patience,
+            })),
         }
     }
 
+    /// Runs one statement, which is atomic. Its error is the driver's, for those who
+    /// look at it, or one from before it was sent.
+    ///
+    /// A caller may stop to poll, for as long as its client reads nothing, with a
+    /// connection on loan, or with locks in the middle of a transaction. So its
+    /// statement has a task of its own.
+    pub(crate) async fn run(
+        &self,
+        operation: &'static str,
+        who: Who,
+        sql: &Arc<str>,
+        arguments: PgArguments,
+    ) -> Result<Result<Vec<PgRow>, sqlx::Error>> {
+        if who == Who::Engine && self.0.begin.is_none() {
+            return self.0.run(operation, sql, arguments).await;
+        }
+        let (connections, sql) = (Arc::clone(&self.0), Arc::clone(sql));
+        let late = move |applied| Error::new(ErrorKind::Timeout, operation).with_applied(applied);
+        let mut driven = Driven(tokio::spawn(async move {
+            let until = Instant::now() + connections.patience;
+            let _turn = match who {
+                Who::Caller => {
+                    let turn = timeout_at(until, connections.callers.acquire()).await;
+                    turn.map_err(|_| late(Applied::No))?.ok()
+                }
+                Who::Engine => None,
+            };
+            let run = timeout_at(until, connections.run(operation, &sql, arguments));
+            run.await.map_err(|_| late(Applied::Unknown))?
+        }));
+        let ran = (&mut driven.0).await;
+        ran.map_err(|_| Error::unavailable(operation, Applied::Unknown))?
+    }
+}
+
+impl Connections {
     async fn lend(&self, operation: &'static str) -> Result<Lent> {
         let closed = || Error::new(ErrorKind::Closed, operation);
         match &self.source {
@@ -188,19 +253,12 @@ impl Pool {
         }
     }
 
-    /// Runs one statement, which is atomic. Its error is the driver's, for those who
-    /// look at it, or one from before it was sent.
-    pub(crate) async fn run(
+    async fn run(
         &self,
         operation: &'static str,
-        who: Who,
         sql: &Arc<str>,
         arguments: PgArguments,
     ) -> Result<Result<Vec<PgRow>, sqlx::Error>> {
-        let _turn = match who {
-            Who::Caller => self.callers.acquire().await.ok(),
-            Who::Engine => None,
-        };
         let mut lent = self.lend(operation).await?;
         let Some(connection) = lent.connection() else {
             return Err(Error::new(ErrorKind::Closed, operation));
@@ -265,7 +323,7 @@ fn callers(max: usize) -> Semaphore {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
-            .field("transactions", &self.begin.is_some())
+            .field("transactions", &self.0.begin.is_some())
             .finish_non_exhaustive()
     }
 }

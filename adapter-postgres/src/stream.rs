@@ -276,7 +276,7 @@ impl Inner {
                 .bind(ring)
         };
         let sql = &self.functions().claim;
-        let rows = self.run_ringing(OPERATION, Who::Engine, sql, given).await?;
+        let rows = self.run_ringing(OPERATION, Who::Caller, sql, given).await?;
         let row = rows.first().ok_or_else(|| odd(OPERATION))?;
         usize::try_from(get::<i64>(OPERATION, row, 0)?).map_err(|_| odd(OPERATION))
     }

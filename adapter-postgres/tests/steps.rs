@@ -15,8 +15,8 @@ use mcp_adapter_core::{
         Put, PutRequest, Read, Settle, Storage, StreamEnd,
     },
 };
-use mcp_adapter_postgres::{PostgresOptions, PostgresStorage, sqlx::PgConnection};
-use tokio::time::sleep;
+use mcp_adapter_postgres::{Pooler, PostgresOptions, PostgresStorage, sqlx::PgConnection};
+use tokio::time::{sleep, timeout};
 
 const A: InstanceId = InstanceId(10);
 const ME: PrincipalKey = PrincipalKey([7; 32]);
@@ -24,10 +24,14 @@ const LONG: Duration = Duration::from_secs(600);
 /// Far above the granularity of the server's clock.
 const SHORT: Duration = Duration::from_millis(100);
 
-/// A handle where no engine sweeps.
-async fn connect(setting: &Setting) -> PostgresStorage {
+/// Where no engine sweeps.
+fn options(setting: &Setting) -> PostgresOptions {
     let options: PostgresOptions = setting.url.parse().unwrap();
-    let storage = PostgresStorage::connect(options.schema("steps"), &common::limits()).await;
+    options.schema("steps")
+}
+
+async fn connect(setting: &Setting) -> PostgresStorage {
+    let storage = PostgresStorage::connect(options(setting), &common::limits()).await;
     storage.unwrap()
 }
 
@@ -43,6 +47,10 @@ impl Steps {
     async fn start() -> Self {
         let setting = Setting::start(&[]).await;
         let storage = connect(&setting).await;
+        Self::on(setting, storage).await
+    }
+
+    async fn on(setting: Setting, storage: PostgresStorage) -> Self {
         storage.attach(A).await.unwrap();
         let admin = setting.admin().await;
         let mut steps = Self {
@@ -315,4 +323,35 @@ async fn requests_that_replace_others_wait_for_no_answer_in_a_circle() {
     }
     let deadlocks = "SELECT sum(deadlocks)::bigint FROM pg_stat_database";
     assert_eq!(number(&mut steps.admin, deadlocks).await, 0);
+}
+
+/// A caller that is left half-way, as who writes to a client that reads nothing, keeps no
+/// lock and no connection from the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_nobody_polls_any_more_holds_up_no_other() {
+    for pooler in [Pooler::None, Pooler::Transaction] {
+        let setting = Setting::start(&[]).await;
+        let options = options(&setting).pooler(pooler);
+        let storage = PostgresStorage::connect(options, &common::limits()).await;
+        let steps = Steps::on(setting, storage.unwrap()).await;
+        let stream = StreamId::standalone();
+        let mut left = Vec::new();
+        // As many as there are connections for callers, and then each a bit further.
+        for polls in std::iter::repeat_n(1, 8).chain(1..=12) {
+            let me = InstanceId(100 + u128::try_from(left.len()).unwrap());
+            let mut step = steps.storage.hold(&steps.session, &stream, me, Hold::Take);
+            for _ in 0..polls {
+                if futures::poll!(&mut step).is_ready() {
+                    break;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+            left.push(step);
+        }
+        let next = timeout(Duration::from_secs(1), steps.stored(steps.shared(1, "1")));
+        next.await.expect("it waits for a step that is left");
+        let read = timeout(Duration::from_secs(1), steps.read(stream.as_str()));
+        read.await.expect("it waits for a connection");
+        drop(left);
+    }
 }
