@@ -1,6 +1,6 @@
-//! The umbrella over the three roles.
+//! What the three roles have in common, and the umbrella over them.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
@@ -67,6 +67,13 @@ pub enum Health {
     },
 }
 
+/// What an adapter tells of its instance in each of its roles: they may be given
+/// apart.
+pub trait Role: fmt::Debug + Send + Sync + 'static {
+    /// How it is doing, from what it saw last; costs nothing.
+    fn health(&self) -> Health;
+}
+
 /// All roles of one instance.
 #[async_trait]
 pub trait Adapter: SessionAdapter + ClientRequestAdapter + SignalAdapter {
@@ -75,9 +82,6 @@ pub trait Adapter: SessionAdapter + ClientRequestAdapter + SignalAdapter {
 
     /// What it can do beyond the contract.
     fn capabilities(&self) -> Capabilities;
-
-    /// How it is doing, from what it saw last; costs nothing.
-    fn health(&self) -> Health;
 
     /// This instance.
     fn id(&self) -> InstanceId;

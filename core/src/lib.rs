@@ -10,9 +10,10 @@ mod id;
 mod limits;
 mod request;
 mod session;
+mod shared_adapter;
 mod signal;
 
-pub use adapter::{Adapter, Capabilities, Health};
+pub use adapter::{Adapter, Capabilities, Health, Role};
 pub use describe::describe_metrics;
 pub use engine::{Engine, EngineAdapter};
 pub use error::{Applied, Error, ErrorKind, Result};

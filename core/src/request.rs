@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use crate::{
+    adapter::Role,
     error::Result,
     id::{RpcId, SessionId, StreamId, WaiterToken},
 };
@@ -161,7 +162,7 @@ impl fmt::Debug for PendingRequest {
 /// [`Timeout`](crate::ErrorKind::Timeout) (F1) or
 /// [`Closed`](crate::ErrorKind::Closed).
 #[async_trait]
-pub trait ClientRequestAdapter: fmt::Debug + Send + Sync + 'static {
+pub trait ClientRequestAdapter: Role {
     /// Stores the request and listens for its answer; only after this returns
     /// may the request go to the client (C1). The wait has exactly one outcome
     /// (C2), at its deadline at the latest (C4). An earlier request of the same

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
+    adapter::Role,
     error::{Error, ErrorKind, Result},
     id::{EventId, Position, Principal, RpcId, SessionId, StreamId},
 };
@@ -488,7 +489,7 @@ impl Stats {
 /// [`Timeout`](ErrorKind::Timeout) within `operation_timeout` (F1), and with
 /// [`Closed`](ErrorKind::Closed) after the instance was closed.
 #[async_trait]
-pub trait SessionAdapter: fmt::Debug + Send + Sync + 'static {
+pub trait SessionAdapter: Role {
     /// Creates a session that belongs to the record's principal (S1, S2, S3).
     ///
     /// # Errors

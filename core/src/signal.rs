@@ -1,12 +1,13 @@
 //! Signals: small messages between the instances of a session or fleet.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
 use crate::{
+    adapter::Role,
     error::Result,
     id::{InstanceId, SessionId},
 };
@@ -41,7 +42,7 @@ impl Signal {
 /// Messages that arrive at most once, those of one sender in the order in
 /// which they were sent. What must not be lost is in a row or a stream as well.
 #[async_trait]
-pub trait SignalAdapter: fmt::Debug + Send + Sync + 'static {
+pub trait SignalAdapter: Role {
     /// Sends `payload` to every instance that listens to `channel`.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use futures::stream::BoxStream;
 
 use super::{EngineAdapter, Shared, interest::Owned, writer::Writer};
 use crate::{
-    adapter::{Adapter, Capabilities, Health},
+    adapter::{Adapter, Capabilities, Health, Role},
     error::{Error, ErrorKind, Result},
     id::{
         EventId, InstanceId, Principal, PrincipalKey, RpcId, SessionId, SessionKey, StreamId,
@@ -194,6 +194,12 @@ impl<S: Storage> Shared<S> {
     }
 }
 
+impl<A: EngineAdapter> Role for A {
+    fn health(&self) -> Health {
+        self.engine().shared.health()
+    }
+}
+
 #[async_trait]
 impl<A: EngineAdapter> SessionAdapter for A {
     async fn create(&self, id: &SessionId, record: SessionRecord) -> Result<Session> {
@@ -290,10 +296,6 @@ impl<A: EngineAdapter> Adapter for A {
 
     fn capabilities(&self) -> Capabilities {
         self.engine().shared.profile.capabilities
-    }
-
-    fn health(&self) -> Health {
-        self.engine().shared.health()
     }
 
     fn id(&self) -> InstanceId {

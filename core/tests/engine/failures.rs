@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mcp_adapter_core::{
-    Adapter, Cancelled, EndReason, ErrorKind, EventId, Health, Limits, Position, Revocation,
+    Cancelled, EndReason, ErrorKind, EventId, Health, Limits, Position, Revocation, Role,
     SessionAdapter, TailFrom,
 };
 
