@@ -236,8 +236,8 @@ impl Store {
         }
     }
 
-    /// Opens another instance on the store. Its tasks run on the runtime of its
-    /// first request and die with it. `idle`: after how long without work a
+    /// Opens another instance on the store. Its tasks run on the runtime that this
+    /// is called in and die with it. `idle`: after how long without work a
     /// session leaves an instance's memory.
     pub(crate) fn mount(&self, instance: Arc<Instance>, idle: Option<Duration>) -> Mounted {
         let (adapter, memory): (Arc<dyn Adapter>, _) = match self {
@@ -320,6 +320,11 @@ impl Mounted {
         if let Some(adapter) = &self.memory {
             adapter.engine().kill();
         }
+    }
+
+    /// Announces its end.
+    pub(crate) fn start_drain(&self) {
+        self.fleet.start_drain();
     }
 
     /// Ends the instance's work: calls may run on until the deadline.

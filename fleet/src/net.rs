@@ -6,6 +6,10 @@ use std::{
     time::Duration,
 };
 
+use axum::serve::Listener;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
 use crate::error::Failure;
 
 /// Ports for instances: below the range from which operating systems take the
@@ -48,6 +52,67 @@ pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(addr)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// A listener that closes when it is told to. Its connections go on: axum's own
+/// shutdown would close those at once on which no request has arrived yet.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    listener: Option<tokio::net::TcpListener>,
+    closed: CancellationToken,
+    /// Those who had connected when it closed.
+    last: Vec<(TcpStream, SocketAddr)>,
+}
+
+impl Closing {
+    pub(crate) fn new(listener: tokio::net::TcpListener, closed: CancellationToken) -> Self {
+        Self {
+            listener: Some(listener),
+            closed,
+            last: Vec::new(),
+        }
+    }
+}
+
+impl Listener for Closing {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        if let Some(listener) = &mut self.listener {
+            tokio::select! {
+                biased;
+                accepted = Listener::accept(listener) => return accepted,
+                () = self.closed.cancelled() => {}
+            }
+        }
+        if let Some(listener) = self.listener.take() {
+            self.last = queued(listener).unwrap_or_default();
+        }
+        match self.last.pop() {
+            Some(accepted) => accepted,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        match &self.listener {
+            Some(listener) => listener.local_addr(),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+/// Closes a listener, and gives those who have connected to it and were not
+/// looked at yet: closing it would reset them.
+fn queued(listener: tokio::net::TcpListener) -> io::Result<Vec<(TcpStream, SocketAddr)>> {
+    let listener = listener.into_std()?;
+    let mut queued = Vec::new();
+    while let Ok((stream, addr)) = listener.accept() {
+        stream.set_nonblocking(true)?;
+        queued.push((TcpStream::from_std(stream)?, addr));
+    }
+    Ok(queued)
 }
 
 /// Checks that there is a server to put load on: a mistyped address is no

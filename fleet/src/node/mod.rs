@@ -3,6 +3,8 @@
 
 mod process;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,
@@ -27,6 +29,8 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long connections may stay open after that.
 const LINGER: Duration = Duration::from_secs(2);
+/// What who has connected gets to send a request, once nobody can connect.
+const SETTLE: Duration = Duration::from_secs(1);
 /// How long a killed instance's port may take to be free again.
 const REBIND: Duration = Duration::from_secs(10);
 const REBIND_PAUSE: Duration = Duration::from_millis(20);
@@ -34,7 +38,9 @@ const REBIND_PAUSE: Duration = Duration::from_millis(20);
 /// between the choice and the start.
 const PORTS: usize = 5;
 
-/// Serves MCP on `listener` until `stop`, then drains.
+/// Serves MCP on `listener` until `stop`, then drains. Nobody is refused: this
+/// instance serves as long as anybody can reach it, and those that cannot any
+/// more go to another one.
 pub(crate) async fn serve(
     listener: TcpListener,
     mounted: Mounted,
@@ -42,13 +48,14 @@ pub(crate) async fn serve(
     ready: impl FnOnce(),
 ) -> Result<(), Failure> {
     let listener = tokio::net::TcpListener::from_std(listener)
-        .map_err(Failure::context("cannot use the server's socket"))?
-        .tap_io(|stream| {
-            // Small events must not wait for a delayed ACK.
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "connection closed at once");
-            }
-        });
+        .map_err(Failure::context("cannot use the server's socket"))?;
+    let closed = CancellationToken::new();
+    let listener = net::Closing::new(listener, closed.clone()).tap_io(|stream| {
+        // Small events must not wait for a delayed ACK.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "connection closed at once");
+        }
+    });
     ready();
     let drained = CancellationToken::new();
     let server = axum::serve(listener, mounted.router.clone())
@@ -59,10 +66,14 @@ pub(crate) async fn serve(
         ended = &mut server => ended,
         () = async {
             stop.cancelled().await;
+            mounted.start_drain();
+            closed.cancel();
+            tokio::time::sleep(SETTLE).await;
             mounted.drain(DRAIN).await;
             drained.cancel();
         } => {
-            // Connections that no client closes must not keep the process.
+            // Connections that no client closes, and requests that were sent by
+            // halves, must not keep the process.
             tokio::time::timeout(LINGER, server).await.unwrap_or(Ok(()))
         }
     };
@@ -186,8 +197,8 @@ impl Node {
         }
     }
 
-    /// Drains the instance, a process by SIGTERM, and ends it.
-    pub(crate) async fn stop(mut self) -> Result<(), Failure> {
+    /// Drains the instance, a process by SIGTERM, and ends it; it can be restarted.
+    pub(crate) async fn stop(&mut self) -> Result<(), Failure> {
         match self.running.take() {
             Some(Running::Service(service)) => service.stop().await,
             Some(Running::Process(process)) => process.stop().await,

@@ -20,14 +20,15 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{DRAIN, Fleet, LINGER, NotStarted};
+use super::{DRAIN, Fleet, LINGER, NotStarted, SETTLE};
 use crate::{error::Failure, net, server::StateKey};
 
 /// How long a process may take until it listens.
 const START: Duration = Duration::from_secs(30);
 /// How long a process may take to end after SIGTERM: its drain, and the way to
 /// it. Then it is killed.
-const STOP: Duration = DRAIN
+const STOP: Duration = SETTLE
+    .saturating_add(DRAIN)
     .saturating_add(LINGER)
     .saturating_add(Duration::from_secs(8));
 /// How long its last words may take after its end.

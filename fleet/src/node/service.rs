@@ -39,7 +39,11 @@ impl Service {
         let (ready, is_ready) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let stop = CancellationToken::new();
-        let mounted = store.mount(Instance::new(name, &fleet.key), fleet.ttl);
+        let mounted = {
+            // What the adapter does beside requests has to die with the runtime.
+            let _inside = runtime.enter();
+            store.mount(Instance::new(name, &fleet.key), fleet.ttl)
+        };
         let (served, token) = (mounted.clone(), stop.clone());
         runtime.spawn(async move {
             let ready = move || {

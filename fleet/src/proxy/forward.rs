@@ -65,13 +65,14 @@ struct Upstream {
 }
 
 impl Forwarder {
-    pub(super) fn new(policy: Policy, upstreams: Vec<SocketAddr>) -> Self {
+    pub(super) fn new(policy: Policy, upstreams: Vec<SocketAddr>, idle: usize) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
+            .pool_max_idle_per_host(idle)
             .build(connector);
         Self {
             router: Router::new(policy, upstreams.len()),

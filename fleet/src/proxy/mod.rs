@@ -17,6 +17,17 @@ use self::forward::Forwarder;
 pub(crate) use self::policy::Policy;
 use crate::error::Failure;
 
+/// [`serve`] without idle connections.
+#[cfg(test)]
+pub(crate) async fn serve_each_by_itself(
+    listener: std::net::TcpListener,
+    policy: Policy,
+    upstreams: Vec<SocketAddr>,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    serve_with(listener, policy, upstreams, 0, stop).await
+}
+
 /// Pause after a failed accept: descriptors may have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -30,12 +41,24 @@ pub(crate) async fn serve(
     upstreams: Vec<SocketAddr>,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
+    serve_with(listener, policy, upstreams, usize::MAX, stop).await
+}
+
+/// [`serve`], with so many idle connections to each upstream. One that is kept
+/// may end the moment that a request is sent down it, which cannot be sent again.
+async fn serve_with(
+    listener: std::net::TcpListener,
+    policy: Policy,
+    upstreams: Vec<SocketAddr>,
+    idle: usize,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
     if upstreams.is_empty() {
         return Err(Failure::new("a proxy needs at least one upstream"));
     }
     let listener = tokio::net::TcpListener::from_std(listener)
         .map_err(Failure::context("cannot use the proxy's socket"))?;
-    let forwarder = Arc::new(Forwarder::new(policy, upstreams));
+    let forwarder = Arc::new(Forwarder::new(policy, upstreams, idle));
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {

@@ -120,8 +120,8 @@ pub(crate) async fn up(args: &UpArgs, end: CancellationToken) -> Result<(), Fail
 }
 
 /// Drains all instances at once; what went wrong with them.
-async fn stop_all(nodes: Vec<Node>) -> Vec<Failure> {
-    let stopped = futures::future::join_all(nodes.into_iter().map(Node::stop)).await;
+async fn stop_all(mut nodes: Vec<Node>) -> Vec<Failure> {
+    let stopped = futures::future::join_all(nodes.iter_mut().map(Node::stop)).await;
     stopped.into_iter().filter_map(Result::err).collect()
 }
 
