@@ -10,7 +10,7 @@ use common::{
     Load, NOTICED, Setting, behind_a_proxy, hop, is_pushed, limits, number, sql, stand_still,
 };
 use mcp_adapter_conformance::faults::Signal;
-use mcp_adapter_core::{Adapter, Applied, Health, RpcId, SessionAdapter, SessionId, SessionRecord};
+use mcp_adapter_core::{Applied, Health, Role, RpcId, SessionAdapter, SessionId, SessionRecord};
 use mcp_adapter_postgres::{
     ConnectError, PostgresAdapter, PostgresOptions,
     sqlx::{self, Connection, Executor, PgConnection},

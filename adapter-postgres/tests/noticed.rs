@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{Load, NOTICED, Setting, behind_a_proxy, family, hop, is_pushed, limits, number};
 use mcp_adapter_conformance::faults::Signal;
-use mcp_adapter_core::{Adapter, Health, Limits, SessionAdapter};
+use mcp_adapter_core::{Health, Limits, Role, SessionAdapter};
 use mcp_adapter_postgres::PostgresAdapter;
 use tokio::time::{Instant, sleep};
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use common::{Setting, is_pushed, sql};
 use mcp_adapter_conformance::faults::Signal;
 use mcp_adapter_core::{
-    Adapter, EventId, Health, Position, RpcId, SessionAdapter, SessionId, SessionRecord, TailEvent,
+    EventId, Health, Position, Role, RpcId, SessionAdapter, SessionId, SessionRecord, TailEvent,
 };
 use tokio::time::{Instant, sleep};
 

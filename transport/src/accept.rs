@@ -11,7 +11,7 @@ use rmcp::model::{ClientJsonRpcMessage, ClientNotification, JsonRpcMessage, Requ
 use crate::{
     exchange::Exchange,
     inbound::{Kind, Payload},
-    message, record,
+    message, question, record,
     registry::Registry,
     signals,
     verdict::Verdict,
@@ -128,6 +128,8 @@ async fn answer(
     };
     match requests.answer(session, id, answer).await {
         Ok(Delivery::Delivered | Delivery::AlreadyEnded(_)) => Ok(()),
+        // However late: clients give their session up for an error.
+        Ok(Delivery::Unknown) if question::is_ours(session, id) => Ok(()),
         // Never 404: the client would take its session for gone.
         Ok(Delivery::Unknown) => Err(UNKNOWN),
         Err(error) if error.kind() == ErrorKind::InvalidArgument => Err(UNKNOWN),

@@ -3,10 +3,10 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use http::request::Parts;
-use mcp_adapter_core::{Adapter, ClientRequestAdapter, Principal, SessionAdapter, SignalAdapter};
+use mcp_adapter_core::{ClientRequestAdapter, Principal, SessionAdapter, SignalAdapter};
 use tokio::sync::Notify;
 
-use crate::signals::Signals;
+use crate::{lifecycle::Lifecycle, signals::Signals};
 
 /// How a request shows its principal.
 pub(crate) type PrincipalOf = Arc<dyn Fn(&Parts) -> Option<Principal> + Send + Sync>;
@@ -17,6 +17,7 @@ pub(crate) struct Settings {
     pub(crate) allowed_hosts: Option<Vec<String>>,
     pub(crate) allowed_origins: Option<Vec<String>>,
     pub(crate) body_bytes: usize,
+    pub(crate) sessions_only: bool,
     pub(crate) keep_alive: Option<Duration>,
     pub(crate) retry: Option<Duration>,
     pub(crate) request_timeout: Option<Duration>,
@@ -30,6 +31,7 @@ impl Default for Settings {
             allowed_hosts: None,
             allowed_origins: None,
             body_bytes: 4 << 20,
+            sessions_only: false,
             keep_alive: Some(Duration::from_secs(15)),
             retry: Some(Duration::from_secs(1)),
             request_timeout: None,
@@ -45,6 +47,7 @@ impl fmt::Debug for Settings {
             .field("allowed_hosts", &self.allowed_hosts)
             .field("allowed_origins", &self.allowed_origins)
             .field("body_bytes", &self.body_bytes)
+            .field("sessions_only", &self.sessions_only)
             .field("keep_alive", &self.keep_alive)
             .field("retry", &self.retry)
             .field("request_timeout", &self.request_timeout)
@@ -62,8 +65,6 @@ pub(crate) struct Roles {
     /// The sessions of the requests' store, where it is one of its own.
     pub(crate) mirror: Option<Arc<dyn SessionAdapter>>,
     pub(crate) signals: Option<Arc<dyn SignalAdapter>>,
-    /// For health, where one adapter has all roles.
-    pub(crate) whole: Option<Arc<dyn Adapter>>,
 }
 
 /// What workers need of the outside.
@@ -76,6 +77,7 @@ pub(crate) struct Backends {
     pub(crate) mirror: Option<Arc<dyn SessionAdapter>>,
     pub(crate) signals: Arc<Signals>,
     pub(crate) settings: Settings,
+    pub(crate) lifecycle: Arc<Lifecycle>,
     /// Notified whenever a call, a handler or a worker has ended.
     pub(crate) settled: Notify,
 }

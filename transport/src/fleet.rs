@@ -7,8 +7,7 @@ use std::{
 
 use futures::StreamExt;
 use mcp_adapter_core::{
-    Adapter, Error, ErrorKind, EventId, Health, InstanceId, Principal, Result, SessionId,
-    SessionRecord,
+    Error, ErrorKind, EventId, InstanceId, Principal, Result, SessionId, SessionRecord,
 };
 use rmcp::{
     ErrorData,
@@ -18,7 +17,7 @@ use rmcp::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::{bus::Bus, drain, message, record, registry::Registry};
+use crate::{bus::Bus, drain, lifecycle::Lifecycle, message, record, registry::Registry};
 
 /// Sessions that are told at once of one broadcast.
 const PARALLEL: usize = 16;
@@ -44,9 +43,9 @@ pub enum ListChanged {
 pub enum Readiness {
     /// It should.
     Ready,
-    /// It is shutting down; what it gets is still served until the deadline.
+    /// It is shutting down. What it gets is served, but it should get no more.
     Draining,
-    /// The backend does not answer, so that it would refuse them.
+    /// A store does not answer, or has not yet, so that it would refuse them.
     Unavailable,
 }
 
@@ -68,7 +67,7 @@ impl Drained {
 pub(crate) struct Bound {
     pub(crate) registry: Weak<Registry>,
     pub(crate) bus: Weak<Bus>,
-    pub(crate) whole: Option<Arc<dyn Adapter>>,
+    pub(crate) lifecycle: Arc<Lifecycle>,
 }
 
 /// A handle on the sessions of the whole fleet and on this instance.
@@ -82,13 +81,15 @@ pub struct FleetHandle(Arc<OnceLock<Bound>>);
 
 impl FleetHandle {
     pub(crate) fn of(registry: Weak<Registry>) -> Self {
-        let bus = registry.upgrade();
-        let bus = bus.map_or_else(Weak::new, |registry| Arc::downgrade(&registry.bus));
-        Self(Arc::new(OnceLock::from(Bound {
-            registry,
-            bus,
-            whole: None,
-        })))
+        let handle = Self::default();
+        if let Some(here) = registry.upgrade() {
+            handle.bind(Bound {
+                bus: Arc::downgrade(&here.bus),
+                lifecycle: Arc::clone(&here.backends.lifecycle),
+                registry,
+            });
+        }
+        handle
     }
 
     pub(crate) fn bind(&self, bound: Bound) {
@@ -230,35 +231,47 @@ impl FleetHandle {
         }
     }
 
-    /// Whether this instance should get requests; costs nothing.
+    /// Whether this instance should get requests. It is
+    /// [`Unavailable`](Readiness::Unavailable) whenever the adapter of any role
+    /// is [`Down`](mcp_adapter_core::Health::Down), as they are until their
+    /// stores have answered once. Costs nothing.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
-        let Some(bound) = self.0.get() else {
-            return Readiness::Unavailable;
-        };
-        if (bound.registry.upgrade()).is_some_and(|registry| registry.is_draining()) {
-            return Readiness::Draining;
-        }
-        match bound.whole.as_ref().map(|adapter| adapter.health()) {
-            Some(Health::Down { .. }) => Readiness::Unavailable,
-            _ => Readiness::Ready,
+        self.0
+            .get()
+            .map_or(Readiness::Unavailable, |bound| bound.lifecycle.readiness())
+    }
+
+    /// Tells the load balancer, by [`readiness`](Self::readiness), that this
+    /// instance is about to end. All requests are served as before; connections
+    /// of HTTP/1 end with the request that they are used for next.
+    pub fn start_drain(&self) {
+        if let Some(bound) = self.0.get() {
+            bound.lifecycle.start_drain();
         }
     }
 
     /// Shuts this instance down without a lost result.
     ///
-    /// It is no longer [`Ready`](Readiness::Ready) and closes the streams that
-    /// clients listen on, [`listen`](Self::listen)'s with a result; they are
-    /// reopened elsewhere. Calls, new ones too, run
-    /// until `deadline`; then pending client requests fail, and calls that
-    /// still run end with a JSON-RPC error. Sessions stay, for other instances.
-    /// Close the adapter after this, not before.
+    /// It is no longer [`Ready`](Readiness::Ready). The streams that clients
+    /// listen on are closed, [`listen`](Self::listen)'s with a result, and
+    /// reopened elsewhere. Calls run until `deadline`; then pending client
+    /// requests fail, and calls that still run end with a JSON-RPC error.
+    /// Sessions stay, for other instances.
+    ///
+    /// Until the deadline whatever comes is served, new sessions and calls too,
+    /// and after it as well if nothing ran any more: any instance can serve any
+    /// request, so there is no reason to refuse one. Past the deadline it would
+    /// be cut off, and gets 503 with `Retry-After`. So stop listening first, and
+    /// close the adapter after this; the [crate's page](crate#shutting-down) has
+    /// the whole sequence.
     pub async fn drain(&self, deadline: Duration) -> Drained {
+        self.start_drain();
         match self.registry() {
             Ok(registry) => drain::drain(&registry, deadline).await,
             Err(_) => {
                 if let Ok(bus) = self.bus() {
-                    bus.end();
+                    bus.end_listeners();
                 }
                 Drained::new(0)
             }

@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use mcp_adapter_core::{Principal, Result, SessionId};
+use mcp_adapter_core::{Error, ErrorKind, Principal, Result, SessionId};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
@@ -20,20 +21,28 @@ use crate::{
 ///
 /// ```
 /// use mcp_adapter_transport::Session;
-/// use rmcp::{RoleServer, service::RequestContext};
-/// use serde_json::json;
+/// use rmcp::{ErrorData, RoleServer, service::RequestContext};
+/// use serde::{Deserialize, Serialize};
 ///
-/// async fn count(context: RequestContext<RoleServer>) -> Option<u64> {
+/// #[derive(Default, Serialize, Deserialize)]
+/// struct Visits {
+///     count: u64,
+/// }
+///
+/// async fn count(context: RequestContext<RoleServer>) -> Result<u64, ErrorData> {
 ///     // Not there for requests without a session: tier 1 and 2026-07-28.
-///     let session = context.extensions.get::<Session>()?;
-///     loop {
-///         let seen = session.state().await.ok()?;
-///         let count = seen.as_u64().unwrap_or(0) + 1;
-///         // All instances share this state, so another one may be faster.
-///         if session.compare_and_set(&seen, json!(count)).await.ok()? {
-///             return Some(count);
-///         }
-///     }
+///     let session = context.extensions.get::<Session>();
+///     let session = session.ok_or_else(|| ErrorData::invalid_request("no session", None))?;
+///     // All instances share this state, and any may be faster: then the closure
+///     // runs again, on what that one has left.
+///     let counted = session.update(|visits: &mut Visits| {
+///         visits.count += 1;
+///         visits.count
+///     });
+///     counted.await.map_err(|error| {
+///         tracing::warn!(%error, "not counted");
+///         ErrorData::internal_error("try again later", None)
+///     })
 /// }
 /// ```
 #[derive(Clone)]
@@ -109,8 +118,65 @@ impl Session {
         Ok(stored.record.state.clone())
     }
 
+    /// Changes the shared state, as a type of the application's own: one that
+    /// was never set is `T::default()` (clause S2). Gives what `change` gave when
+    /// its change was stored.
+    ///
+    /// Where another worker is faster, `change` runs again on what that one has
+    /// stored, for ten seconds at most; so all that it does besides may happen
+    /// several times. Where it changes nothing, nothing is stored.
+    ///
+    /// # Errors
+    /// [`Corrupt`](mcp_adapter_core::ErrorKind::Corrupt) where the state is no
+    /// `T`, and [`InvalidArgument`](mcp_adapter_core::ErrorKind::InvalidArgument)
+    /// where a `T` is no JSON, both with the cause, and with nothing changed;
+    /// [`Conflict`](mcp_adapter_core::ErrorKind::Conflict) where others were
+    /// faster all the time; those of [`compare_and_set`](Self::compare_and_set).
+    pub async fn update<T, R>(&self, mut change: impl FnMut(&mut T) -> R + Send) -> Result<R>
+    where
+        T: Default + Serialize + DeserializeOwned,
+        R: Send,
+    {
+        const OPERATION: &str = "update session state";
+        let (backends, session) = (&self.worker.backends, &self.worker.session);
+        let stored = record::read(backends, session, self.principal()).await?;
+        let mut changed = None;
+        record::try_edit(backends, session, self.principal(), stored, |record| {
+            let mut state = if record.state.is_null() {
+                T::default()
+            } else {
+                T::deserialize(&record.state)
+                    .map_err(|error| Error::new(ErrorKind::Corrupt, OPERATION).with_source(error))?
+            };
+            changed = Some(change(&mut state));
+            let new = serde_json::to_value(&state).map_err(|error| {
+                Error::new(ErrorKind::InvalidArgument, OPERATION).with_source(error)
+            })?;
+            let is_new = new != record.state;
+            record.state = new;
+            Ok(is_new)
+        })
+        .await?;
+        changed.ok_or_else(|| Error::new(ErrorKind::Conflict, OPERATION))
+    }
+
     /// Stores `new` if the state is still `expected` (clause S2). `false`: it
-    /// is not; read again and decide again.
+    /// is not; read again and decide again. [`update`](Self::update) does that
+    /// by itself.
+    ///
+    /// ```
+    /// # use mcp_adapter_transport::Session;
+    /// # use serde_json::json;
+    /// async fn count(session: &Session) -> mcp_adapter_core::Result<u64> {
+    ///     loop {
+    ///         let seen = session.state().await?;
+    ///         let count = seen.as_u64().unwrap_or(0) + 1;
+    ///         if session.compare_and_set(&seen, json!(count)).await? {
+    ///             return Ok(count);
+    ///         }
+    ///     }
+    /// }
+    /// ```
     ///
     /// # Errors
     /// As [`state`](Self::state);

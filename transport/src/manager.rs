@@ -106,7 +106,7 @@ impl Manager {
     /// The body of a stream that is read from wherever it was.
     fn reader(&self, exchange: &Exchange, session: &Key, stored: &Stored, tail: Tail) -> EventBody {
         EventBody::new(tail, self.read_by(exchange, stored))
-            .closing(self.registry.gets.clone().cancelled_owned())
+            .closing(self.registry.gets().cancelled_owned())
             .standing(self.registry.stand(session, exchange.principal.as_ref()))
     }
 }
@@ -117,7 +117,7 @@ impl SessionManager for Manager {
 
     async fn create_session(&self) -> Done<(SessionId, WorkerTransport)> {
         let exchange = exchange::current().ok_or(Refused)?;
-        if self.registry.is_draining() {
+        if self.registry.is_refusing() {
             return refuse(&exchange, Verdict::Unavailable);
         }
         self.registry.start();
@@ -185,10 +185,6 @@ impl SessionManager for Manager {
         let open = match &exchange.inbound.kind {
             Kind::Invalid | Kind::Other => {
                 return refuse(&exchange, exchange.inbound.refusal());
-            }
-            // A stream that would be closed again at once.
-            Kind::Get if self.registry.is_draining() => {
-                return refuse(&exchange, Verdict::Unavailable);
             }
             Kind::Request {
                 id,
@@ -294,6 +290,7 @@ impl SessionManager for Manager {
                 Ok(call) => {
                     let body = EventBody::new(call.writer.attach(), reader)
                         .of_call(call.writer.stream(), call.rpc_id())
+                        .asked_in(&self.registry.backends, &session)
                         .with_aside(Arc::clone(&call.aside));
                     exchange.stash.lock().body = Some(body);
                     return Ok::<NoStream, _>(stream::empty());
@@ -391,7 +388,11 @@ impl SessionManager for Manager {
         };
         let body = self.reader(&exchange, &session, &stored, tail);
         let given_up = record::is_given_up(&stored.record, &name);
-        exchange.stash.lock().body = Some(body.resumed(after, call).given_up(given_up));
+        let body = body
+            .resumed(after, call)
+            .given_up(given_up)
+            .asked_in(&self.registry.backends, &session);
+        exchange.stash.lock().body = Some(body);
         Ok::<NoStream, _>(stream::empty())
     }
 }

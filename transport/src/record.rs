@@ -1,13 +1,13 @@
 //! A session's record: what is in it, and changes, by compare and set.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use mcp_adapter_core::{
-    Error, ErrorKind, Principal, Result, Session as Stored, SessionId, SessionRecord, StreamId,
+    ErrorKind, Principal, Result, Session as Stored, SessionId, SessionRecord, StreamId,
 };
-use serde_json::{Value, json};
-
 use rmcp::model::ServerJsonRpcMessage;
+use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
     config::{Backends, Settings},
@@ -20,8 +20,9 @@ const PRIMING_SINCE: &str = "2025-11-25";
 /// Where a session's record says that its server sends log messages.
 const LOGS: &str = "mcp-adapter-transport/logs";
 
-/// Lost races after which an edit gives up; each means that another one won.
-const MAX_ATTEMPTS: usize = 64;
+/// For how long an edit is tried again; each race that it loses means that
+/// another one has won.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How many entries each list of a record has; more than can be of use at once.
 pub(crate) const REMEMBERED: usize = 64;
@@ -105,12 +106,27 @@ pub(crate) async fn edit(
     backends: &Backends,
     session: &SessionId,
     principal: Option<&Principal>,
-    mut stored: Stored,
+    stored: Stored,
     mut edit: impl FnMut(&mut SessionRecord) -> bool + Send,
 ) -> Result<bool> {
-    for _ in 0..MAX_ATTEMPTS {
+    try_edit(backends, session, principal, stored, |record| {
+        Ok(edit(record))
+    })
+    .await
+}
+
+/// [`edit`], by what may fail; then nothing is stored.
+pub(crate) async fn try_edit(
+    backends: &Backends,
+    session: &SessionId,
+    principal: Option<&Principal>,
+    mut stored: Stored,
+    mut edit: impl FnMut(&mut SessionRecord) -> Result<bool> + Send,
+) -> Result<bool> {
+    let until = Instant::now() + PATIENCE;
+    loop {
         let mut record = Arc::unwrap_or_clone(stored.record);
-        if !edit(&mut record) {
+        if !edit(&mut record)? {
             return Ok(false);
         }
         match backends
@@ -119,13 +135,15 @@ pub(crate) async fn edit(
             .await
         {
             Ok(_) => return Ok(true),
-            Err(error) if error.kind() == ErrorKind::Conflict => {
+            Err(error) if error.kind() == ErrorKind::Conflict && Instant::now() < until => {
+                // Whoever has won may go on first: a store in this process does
+                // not wait for anything.
+                tokio::task::yield_now().await;
                 stored = read(backends, session, principal).await?;
             }
             Err(error) => return Err(error),
         }
     }
-    Err(Error::new(ErrorKind::Conflict, "edit session record"))
 }
 
 pub(crate) async fn read(

@@ -41,11 +41,10 @@ pub(crate) struct Registry {
     restorer: Restorer,
     slots: Mutex<HashMap<SessionId, Slot>>,
     standing: Mutex<HashMap<SessionId, Standers>>,
-    /// Ends streams that outlive their requests: drained first.
-    pub(crate) gets: CancellationToken,
+    /// Ends streams that outlive their requests.
+    gets: Mutex<CancellationToken>,
     /// rmcp's: ends its workers. Cancelled last.
     pub(crate) stopped: CancellationToken,
-    draining: AtomicBool,
     refusing: AtomicBool,
     /// Requests without a session that rmcp answers.
     stateless: AtomicUsize,
@@ -94,9 +93,8 @@ impl Registry {
             restorer,
             slots: Mutex::default(),
             standing: Mutex::default(),
-            gets: stopped.child_token(),
+            gets: Mutex::new(stopped.child_token()),
             stopped,
-            draining: AtomicBool::new(false),
             refusing: AtomicBool::new(false),
             stateless: AtomicUsize::new(0),
             started: OnceLock::new(),
@@ -268,9 +266,17 @@ impl Registry {
         }
     }
 
-    /// Whether new streams may be opened.
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+    /// Cancelled when the clients that listen here by then are to go elsewhere.
+    pub(crate) fn gets(&self) -> CancellationToken {
+        self.gets.lock().clone()
+    }
+
+    /// Sends all clients that listen here elsewhere. Who comes back, since the
+    /// listener is still open, is served.
+    pub(crate) fn end_gets(&self) {
+        let ended = std::mem::replace(&mut *self.gets.lock(), self.stopped.child_token());
+        ended.cancel();
+        self.bus.end_listeners();
     }
 
     /// Whether nothing is served any more.
@@ -278,12 +284,16 @@ impl Registry {
         self.refusing.load(Ordering::Acquire)
     }
 
-    pub(crate) fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
-    }
-
     pub(crate) fn refuse(&self) {
         self.refusing.store(true, Ordering::Release);
+        self.bus.end();
+    }
+
+    /// Whether this worker still runs here.
+    pub(crate) fn has(&self, worker: &Arc<Worker>) -> bool {
+        let slots = self.slots.lock();
+        let slot = slots.get(&worker.session);
+        matches!(slot, Some(Slot::Live(live)) if Arc::ptr_eq(live, worker))
     }
 
     /// Whether a call runs here, with a session or without one.

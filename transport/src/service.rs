@@ -10,7 +10,9 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts,
+};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use mcp_adapter_core::SessionId;
@@ -28,8 +30,10 @@ use crate::{
     batch::{self, Answers},
     bus::Bus,
     config::Settings,
+    era::{self, Unasked},
     exchange::{EXCHANGE, Exchange, Stash},
     inbound::{Inbound, Kind},
+    lifecycle::Lifecycle,
     manager::Manager,
     negotiate::{self, SESSION_ID},
     registry::Registry,
@@ -45,6 +49,8 @@ pub type ResponseBody = UnsyncBoxBody<Bytes, Infallible>;
 ///
 /// | status | when |
 /// |---|---|
+/// | 200 | a stream or an answer; a session that was deleted |
+/// | 202 | an answer or a notification was taken |
 /// | 204 | a GET that resumes from the end of a call: nothing is left to be said, and an `EventSource` does not come back |
 /// | 400 | no session id, or a version that is not served; an answer that nobody asked for; a malformed event id. As a JSON-RPC error: what is not JSON (-32700) or no message (-32600), `initialize` in a session, a batch in a version without them |
 /// | 403 | a `Host` or `Origin` that is not allowed |
@@ -55,7 +61,7 @@ pub type ResponseBody = UnsyncBoxBody<Bytes, Infallible>;
 /// | 413 | the body or an answer is too large |
 /// | 415 | the body is not said to be `application/json` |
 /// | 429 | the principal's share is used up |
-/// | 503 | overloaded, draining, or the backend is away; a listener where other instances are not heard; all with `Retry-After` |
+/// | 503 | overloaded, past the deadline of a drain, or the backend is away; a listener where other instances are not heard; all with `Retry-After` |
 ///
 /// Bodies of errors are fixed texts with a content type; what went wrong is in
 /// the server's log. Served are the versions 2024-11-05, as far as this transport
@@ -68,6 +74,8 @@ pub struct McpService<S>(Arc<Shared<S>>);
 struct Shared<S> {
     inner: Inner<S>,
     bus: Arc<Bus>,
+    lifecycle: Arc<Lifecycle>,
+    unasked: Unasked,
     settings: Arc<Settings>,
 }
 
@@ -108,15 +116,32 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let shared = Arc::clone(&self.0);
-        Box::pin(async move { Ok(shared.handle(request).await) })
+        Box::pin(async move {
+            let version = request.version();
+            let mut response = shared.handle(request).await;
+            // Proxies keep connections open. Each ends in good order with a
+            // request, before all are closed at once.
+            if shared.lifecycle.is_draining() && version <= Version::HTTP_11 {
+                let headers = response.headers_mut();
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response)
+        })
     }
 }
 
 impl<S: ServerHandler + Send + 'static> McpService<S> {
-    pub(crate) fn new(inner: Inner<S>, bus: Arc<Bus>, settings: Arc<Settings>) -> Self {
+    pub(crate) fn new(
+        inner: Inner<S>,
+        bus: Arc<Bus>,
+        lifecycle: Arc<Lifecycle>,
+        settings: Arc<Settings>,
+    ) -> Self {
         Self(Arc::new(Shared {
             inner,
             bus,
+            lifecycle,
+            unasked: Unasked::new(),
             settings,
         }))
     }
@@ -128,10 +153,14 @@ impl<S: ServerHandler + Send + 'static> Shared<S> {
         B: Body<Data: Send, Error: fmt::Display> + Send + 'static,
     {
         let method = request.method().clone();
-        let response = self
+        let mut response = self
             .respond(request)
             .await
             .unwrap_or_else(Verdict::into_response);
+        // Deleted is deleted; clients warn of rmcp's 202.
+        if method == Method::DELETE && response.status() == StatusCode::ACCEPTED {
+            *response.status_mut() = StatusCode::OK;
+        }
         metrics::counter!("mcp_transport_http_requests_total",
             "method" => method_name(&method),
             "status" => status_name(response.status()))
@@ -182,6 +211,13 @@ impl<S: ServerHandler + Send + 'static> Shared<S> {
         inbound: Inbound,
         batched: bool,
     ) -> Response<ResponseBody> {
+        if self.has_sessions_only()
+            && parts.method == Method::POST
+            && let Some((status, answer)) = era::refuse(&parts.headers, &inbound.body)
+        {
+            return Verdict::Refusal(status, answer).into_response();
+        }
+        self.lifecycle.start();
         self.bus.start();
         let listens = negotiate::is_listen(&parts.headers);
         if listens && !self.bus.is_ready().await {
@@ -200,8 +236,11 @@ impl<S: ServerHandler + Send + 'static> Shared<S> {
             }
             Inner::Sessions(service, registry) => {
                 let modern = negotiate::is_modern(&parts.headers);
-                if modern && (registry.is_refusing() || listens && registry.is_draining()) {
+                if modern && registry.is_refusing() {
                     return Verdict::Unavailable.into_response();
+                }
+                if modern && parts.method == Method::POST {
+                    self.unasked.came();
                 }
                 let stateless = modern.then(|| Arc::new(registry.stateless()));
                 match &stateless {
@@ -242,6 +281,10 @@ impl<S: ServerHandler + Send + 'static> Shared<S> {
                 }
             }
         }
+    }
+
+    fn has_sessions_only(&self) -> bool {
+        self.settings.sessions_only && matches!(self.inner, Inner::Sessions(..))
     }
 
     /// The whole body, up to the limit.

@@ -13,15 +13,16 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use futures::{Stream, task::AtomicWaker};
+use futures::{Stream, future::BoxFuture, task::AtomicWaker};
 use http_body::{Body, Frame};
-use mcp_adapter_core::{EndReason, EventId, Position, RpcId, StreamId, Tail, TailEvent};
+use mcp_adapter_core::{EndReason, EventId, Position, RpcId, SessionId, StreamId, Tail, TailEvent};
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::{
-    message,
+    config::Backends,
+    message, orphans,
     registry::Standing,
     resume::{Mark, ResumeId},
     wire,
@@ -96,6 +97,10 @@ pub(crate) struct EventBody {
     given_up: bool,
     /// What that error says.
     failure: Option<&'static str>,
+    /// Where to look for requests of the call that are void with it.
+    asked_in: Option<(Arc<Backends>, SessionId)>,
+    /// What has to be said of them before anything is said of the call's end.
+    void: Option<BoxFuture<'static, Vec<Bytes>>>,
     aside: Option<Arc<Aside>>,
     closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -119,6 +124,8 @@ impl EventBody {
             cursor: None,
             given_up: false,
             failure: None,
+            asked_in: None,
+            void: None,
             aside: None,
             closing: None,
             timer: None,
@@ -147,6 +154,12 @@ impl EventBody {
     /// is said.
     pub(crate) fn given_up(mut self, given_up: bool) -> Self {
         self.given_up = given_up;
+        self
+    }
+
+    /// Where the client requests of a call are stored.
+    pub(crate) fn asked_in(mut self, backends: &Arc<Backends>, session: &SessionId) -> Self {
+        self.asked_in = (self.call.as_ref()).map(|_| (Arc::clone(backends), session.clone()));
         self
     }
 
@@ -201,6 +214,19 @@ impl EventBody {
 
     fn end(&mut self, reason: EndReason) {
         self.tail = None;
+        // Nobody else is left to tell of what the dead instance has asked.
+        if let (EndReason::OwnerLost, Some(cursor), Some((backends, session))) =
+            (reason, &self.cursor, self.asked_in.take())
+        {
+            let stream = cursor.event.stream.clone();
+            let void = orphans::void_requests(backends, session, stream);
+            self.void = Some(Box::pin(void));
+            return;
+        }
+        self.say_end(reason);
+    }
+
+    fn say_end(&mut self, reason: EndReason) {
         match reason {
             EndReason::SessionEnded => self.failure = Some("the session has ended"),
             EndReason::OwnerLost | EndReason::StreamGone if self.given_up => self.conclude(),
@@ -246,12 +272,24 @@ impl EventBody {
             Some(Told::Response(response)) => {
                 // The stream first: what can be had with its id is.
                 self.read(context, usize::MAX);
-                if self.tail.take().is_some() || self.failure.take().is_some() {
+                // What it was about to say of the end is not so.
+                let unsaid = self.void.take().is_some() || self.failure.take().is_some();
+                if self.tail.take().is_some() || unsaid {
                     self.write(self.last(), &response);
                 }
             }
             Some(Told::Close(retry)) if open => self.close(retry),
             _ => {}
+        }
+        if let Some(void) = &mut self.void {
+            let Poll::Ready(void) = void.as_mut().poll(context) else {
+                return;
+            };
+            self.void = None;
+            for message in void {
+                self.write(None, &message);
+            }
+            self.say_end(EndReason::OwnerLost);
         }
         if let Some(text) = self.failure.take()
             && let Some(request) = self.call.take()
@@ -337,7 +375,7 @@ impl Body for EventBody {
             }
             return Poll::Ready(Some(Ok(Frame::data(this.pending.split().freeze()))));
         }
-        if this.tail.is_none() {
+        if this.tail.is_none() && this.void.is_none() {
             return Poll::Ready(None);
         }
         if this.poll_keep_alive(context).is_ready() {

@@ -17,11 +17,13 @@ use crate::{
     bus::Bus,
     config::{Backends, Roles, Settings},
     fleet::{Bound, FleetHandle},
+    lifecycle::Lifecycle,
     manager::Manager,
     registry::Registry,
     restore,
     service::{Inner, McpService},
     signals::Signals,
+    telemetry,
 };
 
 /// MCP's Streamable HTTP over rmcp, in three tiers with the same server code.
@@ -32,7 +34,8 @@ use crate::{
 /// | `new().with_adapter(MemoryAdapter::new(limits))` | sessions and client requests in one process |
 /// | `new().with_adapter(...)` with a shared store | many processes, any of which serves any request |
 ///
-/// ```
+/// ```no_run
+/// use axum::serve::ListenerExt;
 /// use mcp_adapter_core::Limits;
 /// use mcp_adapter_memory::MemoryAdapter;
 /// use mcp_adapter_transport::StreamableHttpTransport;
@@ -41,15 +44,21 @@ use crate::{
 /// struct MyServer;
 /// impl rmcp::ServerHandler for MyServer {}
 ///
-/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # async fn example() -> std::io::Result<()> {
 /// let adapter = MemoryAdapter::new(Limits::default());
 /// let transport = StreamableHttpTransport::new().with_adapter(adapter);
-/// let fleet = transport.fleet();
 /// let service = transport.bind(|| Ok(MyServer));
-/// let router: axum::Router = axum::Router::new().nest_service("/mcp", service);
-/// # drop((router, fleet));
-/// # });
+///
+/// let app = axum::Router::new().nest_service("/mcp", service);
+/// let listener = tokio::net::TcpListener::bind("127.0.0.1:8000").await?;
+/// // Small events must not wait for acknowledgements.
+/// let listener = listener.tap_io(|socket| drop(socket.set_nodelay(true)));
+/// axum::serve(listener, app).await
+/// # }
 /// ```
+///
+/// Clients of 2026-07-28 get no sessions, whatever the tier:
+/// [which clients get sessions](crate#which-clients-get-sessions).
 #[derive(Debug, Default)]
 #[must_use = "a transport serves nothing until it is bound"]
 pub struct StreamableHttpTransport {
@@ -64,20 +73,21 @@ impl StreamableHttpTransport {
         Self::default()
     }
 
-    /// Uses one adapter for all roles.
+    /// Uses one adapter for all roles. One that is chosen at run time is an
+    /// `Arc<dyn Adapter>`, which is an adapter as well; so are
+    /// `Arc<dyn SessionAdapter>` and the others for the roles apart.
     pub fn with_adapter(self, adapter: impl Adapter) -> Self {
         self.with_shared_adapter(Arc::new(adapter))
     }
 
-    /// [`with_adapter`](Self::with_adapter) for an adapter that is chosen at
-    /// run time.
+    /// [`with_adapter`](Self::with_adapter) without a second `Arc` around the
+    /// first.
     pub fn with_shared_adapter(mut self, adapter: Arc<dyn Adapter>) -> Self {
         self.roles = Roles {
             sessions: Some(Arc::clone(&adapter) as _),
             requests: Some(Arc::clone(&adapter) as _),
             mirror: None,
-            signals: Some(Arc::clone(&adapter) as _),
-            whole: Some(adapter),
+            signals: Some(adapter),
         };
         self
     }
@@ -86,7 +96,6 @@ impl StreamableHttpTransport {
     /// sessions, whatever else is given.
     pub fn with_session_adapter(mut self, adapter: impl SessionAdapter) -> Self {
         self.roles.sessions = Some(Arc::new(adapter));
-        self.roles.whole = None;
         self
     }
 
@@ -104,7 +113,6 @@ impl StreamableHttpTransport {
         let adapter = Arc::new(adapter);
         self.roles.requests = Some(Arc::clone(&adapter) as _);
         self.roles.mirror = Some(adapter);
-        self.roles.whole = None;
         self
     }
 
@@ -120,7 +128,18 @@ impl StreamableHttpTransport {
     /// and nothing else, its listeners hear of changes at all instances.
     pub fn with_signal_adapter(mut self, adapter: impl SignalAdapter) -> Self {
         self.roles.signals = Some(Arc::new(adapter));
-        self.roles.whole = None;
+        self
+    }
+
+    /// Serves only the protocol versions that have sessions. Clients that know
+    /// newer ones too, and would choose them, initialize a session then; those
+    /// that know nothing else are refused with error -32022, which names the
+    /// versions. Without a session adapter it changes nothing.
+    ///
+    /// By default all versions of rmcp are served. See
+    /// [which clients get sessions](crate#which-clients-get-sessions).
+    pub fn with_sessions_only(mut self) -> Self {
+        self.settings.sessions_only = true;
         self
     }
 
@@ -205,6 +224,11 @@ impl StreamableHttpTransport {
     /// Makes the service. `server` is called for every worker: once when a
     /// session is initialized, and again at each instance that gets one of its
     /// requests without having a worker.
+    ///
+    /// What runs beside requests, adapters' tasks too, starts on the runtime that
+    /// this is called in; outside of one, with the first request or look at
+    /// [`readiness`](FleetHandle::readiness). Metrics are described to the
+    /// recorder that is installed by now.
     pub fn bind<S, F>(self, server: F) -> McpService<S>
     where
         S: ServerHandler + Send + 'static,
@@ -222,8 +246,11 @@ impl StreamableHttpTransport {
             move || factory()
         };
         let shared = Arc::new(settings.clone());
-        let signals = Arc::new(Signals::new(roles.signals));
         let stopped = config.cancellation_token.clone();
+        let lifecycle = Lifecycle::new(&roles, stopped.clone());
+        telemetry::describe();
+        lifecycle.start();
+        let signals = Arc::new(Signals::new(roles.signals));
         let bus = Bus::new(Arc::clone(&signals), &stopped);
         let Some(sessions) = roles.sessions else {
             if roles.requests.is_some() {
@@ -232,12 +259,12 @@ impl StreamableHttpTransport {
             fleet.bind(Bound {
                 registry: std::sync::Weak::new(),
                 bus: Arc::downgrade(&bus),
-                whole: None,
+                lifecycle: Arc::clone(&lifecycle),
             });
             let config = config.with_legacy_session_mode(false);
             let manager = Arc::new(NeverSessionManager::default());
             let service = StreamableHttpService::new(make, manager, config);
-            return McpService::new(Inner::Stateless(service), bus, shared);
+            return McpService::new(Inner::Stateless(service), bus, lifecycle, shared);
         };
         let backends = Arc::new(Backends {
             sessions,
@@ -245,6 +272,7 @@ impl StreamableHttpTransport {
             mirror: roles.mirror,
             signals,
             settings,
+            lifecycle: Arc::clone(&lifecycle),
             settled: Notify::new(),
         });
         let restorer = restore::restorer(factory, stopped.clone());
@@ -253,13 +281,13 @@ impl StreamableHttpTransport {
         fleet.bind(Bound {
             registry: Arc::downgrade(&registry),
             bus: Arc::downgrade(&bus),
-            whole: roles.whole,
+            lifecycle: Arc::clone(&lifecycle),
         });
         let manager = Arc::new(Manager {
             registry: Arc::clone(&registry),
         });
         let service = StreamableHttpService::new(make, manager, config);
-        McpService::new(Inner::Sessions(service, registry), bus, shared)
+        McpService::new(Inner::Sessions(service, registry), bus, lifecycle, shared)
     }
 }
 

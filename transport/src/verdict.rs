@@ -35,6 +35,8 @@ pub(crate) enum Verdict {
     Message(Bytes),
     /// A JSON-RPC error for what is no message, with status 400.
     Rpc(Bytes),
+    /// A JSON-RPC error with a status of its own.
+    Refusal(StatusCode, Bytes),
     /// A batch in a session without batches.
     NoBatches,
 }
@@ -99,13 +101,18 @@ impl Verdict {
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Message(_) => StatusCode::OK,
+            Self::Refusal(status, _) => *status,
         }
     }
 
     /// What stands in the body, if it is text.
     fn text(&self) -> &'static str {
         match self {
-            Self::NoContent | Self::Message(_) | Self::Rpc(_) | Self::NoBatches => "",
+            Self::NoContent
+            | Self::Message(_)
+            | Self::Rpc(_)
+            | Self::Refusal(..)
+            | Self::NoBatches => "",
             Self::BadRequest(text) | Self::NotAcceptable(text) => text,
             Self::Forbidden => "Forbidden: Host or Origin is not allowed",
             Self::NotFound => "Not Found: Session not found",
@@ -129,7 +136,9 @@ impl Verdict {
                 (Some(JSON), refusal)
             }
             Self::NoContent => (None, Bytes::new()),
-            Self::Message(message) | Self::Rpc(message) => (Some(JSON), message),
+            Self::Message(message) | Self::Rpc(message) | Self::Refusal(_, message) => {
+                (Some(JSON), message)
+            }
             text => (Some(TEXT), Bytes::from_static(text.text().as_bytes())),
         };
         let mut response = Response::new(Full::new(body).boxed_unsync());

@@ -17,9 +17,9 @@ use mcp_adapter_conformance::{
     server::Postgres,
 };
 use mcp_adapter_core::{
-    Adapter, Answer, ClientRequestAdapter, Delivery, EndReason, EventId, Health, Limits,
-    NewClientRequest, OutcomeKind, Position, RpcId, SessionAdapter, SessionId, SessionRecord,
-    TailEvent, TailFrom,
+    Answer, ClientRequestAdapter, Delivery, EndReason, EventId, Health, Limits, NewClientRequest,
+    OutcomeKind, Position, Role, RpcId, SessionAdapter, SessionId, SessionRecord, TailEvent,
+    TailFrom,
 };
 use mcp_adapter_postgres::{
     PostgresAdapter, PostgresOptions, Wake,

@@ -6,7 +6,7 @@ use mcp_adapter_conformance::{
     faults::{Link, Proxy},
     server::Redis,
 };
-use mcp_adapter_core::{Adapter, Health, SessionAdapter, SessionId, SessionRecord};
+use mcp_adapter_core::{Health, Role, SessionAdapter, SessionId, SessionRecord};
 use mcp_adapter_redis::RedisAdapter;
 use tokio::time::{Instant, sleep};
 

@@ -12,8 +12,8 @@ use std::{
 use bytes::Bytes;
 use futures::StreamExt;
 use mcp_adapter_core::{
-    Adapter as _, Answer, Applied, ClientRequestAdapter, Delivery, EndReason, Error, EventId,
-    Health, Limits, LimitsBuilder, NewClientRequest, OutcomeKind, Position, RpcId, SessionAdapter,
+    Answer, Applied, ClientRequestAdapter, Delivery, EndReason, Error, EventId, Health, Limits,
+    LimitsBuilder, NewClientRequest, OutcomeKind, Position, Role as _, RpcId, SessionAdapter,
     SessionId, SessionRecord, TailEvent, TailFrom,
 };
 use mcp_adapter_redis::RedisAdapter;

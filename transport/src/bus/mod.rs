@@ -220,12 +220,16 @@ impl Bus {
 
     /// Ends all subscriptions with a result, so that their clients go
     /// elsewhere.
-    pub(crate) fn end(&self) {
-        let mut state = self.state.lock();
-        state.closed = true;
-        for listener in state.listeners.values() {
+    pub(crate) fn end_listeners(&self) {
+        for listener in self.state.lock().listeners.values() {
             listener.end();
         }
+    }
+
+    /// The same, also for those that are still to come.
+    pub(crate) fn end(&self) {
+        self.state.lock().closed = true;
+        self.end_listeners();
     }
 }
 

@@ -2,35 +2,40 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use mcp_adapter_core::{
-    ClientRequestAdapter, ErrorKind, NewClientRequest, Outcome, OutcomeKind, PendingRequest, RpcId,
-    SessionRecord,
+    Applied, ClientRequestAdapter, ErrorKind, NewClientRequest, Outcome, OutcomeKind,
+    PendingRequest, RpcId, SessionRecord,
 };
 use rmcp::{
     model::{
-        CancelledNotificationParam, GetExtensions, GetMeta, JsonRpcRequest, NumberOrString,
-        ProgressNotificationParam, ProgressToken, RequestId, ServerJsonRpcMessage, ServerRequest,
+        ClientCapabilities, ClientJsonRpcMessage, ErrorData, GetExtensions, GetMeta,
+        JsonRpcRequest, NumberOrString, ProgressNotificationParam, ProgressToken, RequestId,
+        ServerJsonRpcMessage, ServerRequest,
     },
     service::OriginatingRequestId,
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Call, SendError, Worker};
-use crate::message;
+use super::{Call, SendError, Worker, capabilities, ending::Void};
+use crate::{message, question};
 
 /// How often a session's copy in the store of requests is used, so that it
 /// does not expire before they do; well below any sensible idle limit.
 const MIRROR_RENEWAL: Duration = Duration::from_secs(15);
 
-/// A client request that has not ended.
+/// A client request that has not ended. Whoever takes it off the table ends it,
+/// and tells its client where it has not answered.
 #[derive(Debug)]
 pub(super) struct Asked {
     /// Its id on the wire, unique in the fleet.
-    wire_id: Arc<str>,
+    pub(super) wire_id: Arc<str>,
     /// rmcp's progress token of it.
     token: Option<ProgressToken>,
-    call: Option<Arc<Call>>,
+    pub(super) call: Option<Arc<Call>>,
+    /// Whether it is on its way to the client, who then has to hear of its end.
+    pub(super) shown: bool,
     /// The wait for its outcome, once it is created. Dropping it withdraws it.
     wait: Option<AbortOnDropHandle<()>>,
 }
@@ -44,11 +49,17 @@ impl Worker {
         let Some(requests) = self.backends.requests.clone() else {
             return std::future::ready(Err(SendError::Unsupported)).boxed();
         };
+        if let Some(required) = {
+            let state = self.state.lock();
+            capabilities::missing(&request.request, &state.capabilities)
+        } {
+            return std::future::ready(self.refuse(request.id, required)).boxed();
+        }
         // rmcp's ids begin at 0 in every worker, so two instances would ask
         // under one id, and answers would be swapped.
-        let wire_id: Arc<str> = {
+        let wire_id = {
             let mut state = self.state.lock();
-            self.mint(&mut state)
+            question::wire_id(&self.session, &self.mint(&mut state))
         };
         let origin = request
             .request
@@ -78,6 +89,7 @@ impl Worker {
             wire_id: Arc::clone(&wire_id),
             token,
             call: call.clone(),
+            shown: false,
             wait: None,
         };
         self.state.lock().asked.insert(id.clone(), asked);
@@ -101,20 +113,15 @@ impl Worker {
                 tracing::warn!(%error, "a client request was not created");
                 SendError::from(&error)
             })?;
-            let stored = match &call {
-                Some(call) => call.writer.append(event).await,
-                None => {
-                    worker
-                        .backends
-                        .sessions
-                        .append(&worker.session, event)
-                        .await
-                }
-            };
-            stored.map_err(|error| {
+            // Gone meanwhile: dropping `pending` withdraws the request.
+            let stored = asking.show(event).ok_or(SendError::CallEnded)?;
+            if let Err(error) = stored.await {
                 tracing::debug!(%error, "a client request was not sent");
-                SendError::from(&error)
-            })?;
+                if error.applied() == Applied::No {
+                    asking.never_shown();
+                }
+                return Err(SendError::from(&error));
+            }
             asking.wait(pending)
         }
         .boxed()
@@ -138,47 +145,18 @@ impl Worker {
         }
     }
 
-    /// The asking call has ended, and so do its requests (clause C4).
-    pub(super) fn withdraw(self: &Arc<Self>, call: &Call) {
-        let withdrawn: Vec<RequestId> = {
-            let state = self.state.lock();
-            let of_call = |asked: &Asked| {
-                asked
-                    .call
-                    .as_ref()
-                    .is_some_and(|asking| std::ptr::eq(&raw const **asking, call))
-            };
-            state
-                .asked
-                .iter()
-                .filter(|(_, asked)| of_call(asked))
-                .map(|(id, _)| id.clone())
-                .collect()
-        };
-        if withdrawn.is_empty() {
-            return;
-        }
-        if let (Some(requests), Ok(runtime)) = (
-            self.backends.requests.clone(),
-            tokio::runtime::Handle::try_current(),
-        ) {
-            let (worker, stream) = (Arc::clone(self), call.writer.stream().clone());
-            runtime.spawn(async move {
-                if let Err(error) = requests.withdraw(&worker.session, &stream).await {
-                    tracing::warn!(%error, "client requests were not withdrawn");
-                }
-            });
-        }
+    /// Answers a request for which the client has not declared what it needs:
+    /// nothing is stored or sent.
+    fn refuse(&self, id: RequestId, required: ClientCapabilities) -> Result<(), SendError> {
         let mut state = self.state.lock();
-        for id in withdrawn {
-            if state.asked.remove(&id).is_some() {
-                let outcome = Outcome {
-                    kind: OutcomeKind::Cancelled,
-                    payload: bytes::Bytes::new(),
-                };
-                self.push(&mut state, message::answer(id, &outcome));
-            }
+        if !state.open {
+            return Err(SendError::CallEnded);
         }
+        metrics::counter!("mcp_transport_client_requests_total", "outcome" => "unsupported")
+            .increment(1);
+        let error = ErrorData::missing_required_client_capability(required);
+        self.push(&mut state, ClientJsonRpcMessage::error(error, Some(id)));
+        Ok(())
     }
 
     /// Waits, and keeps the session's copy meanwhile.
@@ -196,38 +174,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    /// Fails what still waits for a client, since this instance ends.
-    pub(crate) fn fail_asks(self: &Arc<Self>) {
-        let asked = std::mem::take(&mut self.state.lock().asked);
-        let mut state = self.state.lock();
-        for id in asked.into_keys() {
-            self.push(&mut state, message::shutting_down(id));
-        }
-    }
-
-    /// A handler gives up a request of its own: its client is told, and its
-    /// answer is not waited for.
-    pub(super) fn give_up(
-        self: &Arc<Self>,
-        params: &mut CancelledNotificationParam,
-    ) -> Option<(Option<Arc<Call>>, BoxFuture<'static, ()>)> {
-        let id = params.request_id.as_ref()?;
-        let asked = self.state.lock().asked.remove(id)?;
-        params.request_id = Some(NumberOrString::String(Arc::clone(&asked.wire_id)));
-        let (worker, requests) = (Arc::clone(self), self.backends.requests.clone());
-        let call = asked.call.clone();
-        let withdraw = async move {
-            let id = RpcId::String(Arc::clone(&asked.wire_id));
-            if let Some(requests) = requests
-                && let Err(error) = requests.cancel(&worker.session, &id).await
-            {
-                tracing::warn!(%error, "a client request was not withdrawn");
-            }
-            drop(asked);
-        };
-        Some((call, withdraw.boxed()))
     }
 
     /// Maps a client's progress for a request of this worker back to rmcp's
@@ -272,6 +218,21 @@ struct Asking {
 }
 
 impl Asking {
+    /// Sends it to the client; `None`: it has ended meanwhile. What says that it
+    /// is void is queued behind it, hence under the lock.
+    fn show(&self, event: Bytes) -> Option<BoxFuture<'static, mcp_adapter_core::Result<()>>> {
+        let mut state = self.worker.state.lock();
+        let asked = state.asked.get_mut(&self.id)?;
+        asked.shown = true;
+        Some(self.worker.tell(asked.call.as_deref(), event))
+    }
+
+    fn never_shown(&self) {
+        if let Some(asked) = self.worker.state.lock().asked.get_mut(&self.id) {
+            asked.shown = false;
+        }
+    }
+
     fn wait(mut self, pending: PendingRequest) -> Result<(), SendError> {
         self.asked = true;
         let (worker, id) = (Arc::clone(&self.worker), self.id.clone());
@@ -284,16 +245,24 @@ impl Asking {
         let wait = tokio::spawn(async move {
             let _waiting = waiting;
             let outcome = worker.outcome(pending).await;
-            metrics::counter!("mcp_transport_client_requests_total",
-                "outcome" => outcome_name(outcome.kind))
-            .increment(1);
-            let mut state = worker.state.lock();
-            if let Some(asked) = state.asked.remove(&id) {
+            let (asked, told) = {
+                let mut state = worker.state.lock();
+                let Some(asked) = state.asked.remove(&id) else {
+                    // Whoever took it off the table ends it.
+                    return;
+                };
+                // Before the handler goes on, which may end the call.
+                let told = Void::of(outcome.kind, asked.call.is_some())
+                    .map(|why| worker.tell_void(&asked, why));
                 worker.push(&mut state, message::answer(id, &outcome));
-                drop(state);
-                // This task's own handle is in it.
-                drop(asked);
+                (asked, told)
+            };
+            count_outcome(outcome.kind);
+            if let Some(told) = told {
+                told.await;
             }
+            // This task's own handle is in it.
+            drop(asked);
         });
         asked.wait = Some(AbortOnDropHandle::new(wait));
         Ok(())
@@ -302,8 +271,16 @@ impl Asking {
 
 impl Drop for Asking {
     fn drop(&mut self) {
-        if !self.asked {
-            self.worker.state.lock().asked.remove(&self.id);
+        if self.asked {
+            return;
+        }
+        let asked = self.worker.state.lock().asked.remove(&self.id);
+        // It may have been sent all the same.
+        if let Some(asked) = asked
+            && asked.shown
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(self.worker.tell_void(&asked, Void::Lost));
         }
     }
 }
@@ -316,15 +293,6 @@ impl Drop for Waiting {
     }
 }
 
-fn outcome_name(kind: OutcomeKind) -> &'static str {
-    match kind {
-        OutcomeKind::Answered => "answered",
-        OutcomeKind::Rejected => "rejected",
-        OutcomeKind::TimedOut => "timed_out",
-        OutcomeKind::Cancelled => "cancelled",
-        OutcomeKind::SessionEnded => "session_ended",
-        OutcomeKind::OwnerLost => "owner_lost",
-        OutcomeKind::Replaced => "replaced",
-        OutcomeKind::Lost => "lost",
-    }
+pub(super) fn count_outcome(kind: OutcomeKind) {
+    metrics::counter!("mcp_transport_client_requests_total", "outcome" => kind.name()).increment(1);
 }

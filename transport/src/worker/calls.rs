@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use http::request::Parts;
-use mcp_adapter_core::{Error, ErrorKind, Revocation, RpcId, Session as Stored, StreamWriter};
+use mcp_adapter_core::{ErrorKind, Revocation, RpcId, Session as Stored, StreamWriter};
 use rmcp::model::{
     ClientJsonRpcMessage, ClientRequest, GetExtensions, GetMeta, JsonRpcRequest, NumberOrString,
     ProgressToken, RequestId, ServerJsonRpcMessage,
@@ -16,7 +16,7 @@ use rmcp::model::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Change, NotTaken, SendError, Worker};
+use super::{Change, NotTaken, SendError, Worker, ending::Void};
 use crate::{handle::Session, inbound::Spelling, message, sse::Aside};
 
 /// Handlers of one session that may run at once here, those included that
@@ -85,7 +85,8 @@ impl Drop for RunningGuard {
         {
             metrics::counter!("mcp_transport_handler_panics_total").increment(1);
             let error = call.internal_error("Internal error");
-            self.worker.finish_in_background(call, Some(error));
+            self.worker
+                .finish_in_background(call, Some(error), Void::CallEnded);
         }
         self.worker.backends.settled.notify_waiters();
     }
@@ -178,13 +179,18 @@ impl Worker {
         self.cancel_handler(&call, reason);
         match revocation {
             // rmcp drops the handler's response, so nobody else ends it.
-            Revocation::Cancelled => self.finish_in_background(call, None),
-            Revocation::SessionEnded => match self.registry.upgrade() {
-                Some(registry) => registry.session_ended(&self.session),
-                None => self.end_session(),
-            },
+            Revocation::Cancelled => {
+                self.finish_in_background(call, None, Void::CallCancelled);
+            }
+            Revocation::SessionEnded => {
+                self.withdraw_asks_of(&call);
+                match self.registry.upgrade() {
+                    Some(registry) => registry.session_ended(&self.session),
+                    None => self.end_session(),
+                }
+            }
             // Others have ended the stream; nothing of ours is stored any more.
-            _ => {}
+            _ => self.withdraw_asks_of(&call),
         }
     }
 
@@ -201,12 +207,20 @@ impl Worker {
         Some(call)
     }
 
-    fn cancel_handler(self: &Arc<Self>, call: &Call, reason: &str) {
+    fn cancel_handler(&self, call: &Call, reason: &str) {
         if let Some(message) = message::cancelled(&call.key, reason) {
             let mut state = self.state.lock();
             self.push(&mut state, message);
         }
-        self.withdraw(call);
+    }
+
+    /// For a call whose stream takes nothing of ours any more.
+    fn withdraw_asks_of(self: &Arc<Self>, call: &Call) {
+        if let Some(ends) = self.end_asks_of(call, Void::Untold)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(ends);
+        }
     }
 
     /// Ends every call with an error.
@@ -229,20 +243,29 @@ impl Worker {
             // Before the close: rmcp gives handlers that are not cancelled
             // five seconds.
             self.cancel_handler(&call, "the session has ended");
+            self.withdraw_asks_of(&call);
         }
         self.close();
     }
 
-    pub(super) fn fail(self: &Arc<Self>, call: &Arc<Call>, text: &str) {
-        self.finish_in_background(Arc::clone(call), Some(call.error(text)));
+    fn fail(self: &Arc<Self>, call: &Arc<Call>, text: &str) {
+        let error = call.error(text);
+        self.finish_in_background(Arc::clone(call), Some(error), Void::CallEnded);
     }
 
-    fn finish_in_background(self: &Arc<Self>, call: Arc<Call>, event: Option<Bytes>) {
+    fn finish_in_background(self: &Arc<Self>, call: Arc<Call>, event: Option<Bytes>, why: Void) {
         // A worker that ends together with its runtime cannot write any more;
         // others will find its calls without an owner (clause F3).
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let first = call.writer.finish(event.clone());
-            runtime.spawn(Arc::clone(self).settle(call, event, first.map(drop_id).boxed()));
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let settling = Settling::new(self);
+        match self.end_asks_of(&call, why) {
+            None => drop(runtime.spawn(settling.finish(call, event))),
+            Some(ends) => drop(runtime.spawn(async move {
+                ends.await;
+                settling.finish(call, event).await;
+            })),
         }
     }
 
@@ -252,7 +275,8 @@ impl Worker {
         call: Arc<Call>,
         mut response: ServerJsonRpcMessage,
     ) -> BoxFuture<'static, Result<(), SendError>> {
-        self.withdraw(&call);
+        let settling = Settling::new(self);
+        let ends = self.end_asks_of(&call, Void::CallEnded);
         let succeeded = match &mut response {
             ServerJsonRpcMessage::Response(response) => {
                 response.id = call.wire_id.clone();
@@ -268,45 +292,77 @@ impl Worker {
             || call.internal_error("Internal error"),
             |response| call.end(response),
         );
-        let worker = Arc::clone(self);
-        if let Some((change, stored)) = &call.change
-            && succeeded
-        {
-            let (change, stored) = (change.clone(), stored.clone());
-            return async move {
-                // Before the client is told, so that every later request sees it.
-                let event = match worker.store_change(change, stored).await {
-                    Ok(()) => event,
-                    Err(text) => call.internal_error(text),
-                };
-                let first = call.writer.finish(Some(event.clone()));
-                worker
-                    .settle(call, Some(event), first.map(drop_id).boxed())
-                    .await;
-                Ok(())
-            }
-            .boxed();
+        let change = call.change.clone().filter(|_| succeeded);
+        if ends.is_none() && change.is_none() {
+            // Its place in the stream is taken here, after all that the handler
+            // said before.
+            return settling.finish(call, Some(event)).map(Ok).boxed();
         }
-        // Its place in the stream is taken here, after all that the handler
-        // said before.
-        let first = call.writer.finish(Some(event.clone()));
-        worker
-            .settle(call, Some(event), first.map(drop_id).boxed())
-            .map(Ok)
-            .boxed()
+        let worker = Arc::clone(self);
+        async move {
+            if let Some(ends) = ends {
+                ends.await;
+            }
+            let stored = match change {
+                // Before the client is told, so that every later request sees it.
+                Some((change, stored)) => worker.store_change(change, stored).await,
+                None => Ok(()),
+            };
+            let event = match stored {
+                Ok(()) => event,
+                Err(text) => call.internal_error(text),
+            };
+            settling.finish(call, Some(event)).await;
+            Ok(())
+        }
+        .boxed()
     }
 
-    /// Sees to it that the call's client hears of its end (T29).
-    fn settle(
-        self: Arc<Self>,
+    /// Whether a call runs, or one's response is not stored yet.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.state.lock().calls.is_empty() || self.settling.load(Ordering::Acquire) > 0
+    }
+
+    pub(super) fn call(&self, key: &RequestId) -> Option<Arc<Call>> {
+        let NumberOrString::String(key) = key else {
+            return None;
+        };
+        self.state.lock().calls.get(key).cloned()
+    }
+
+    /// Puts a progress notification of a handler on the stream of its call.
+    pub(super) fn progress_of(&self, token: &ProgressToken) -> Option<(Arc<Call>, ProgressToken)> {
+        let call = self.call(&token.0)?;
+        let token = call.token.clone()?;
+        Some((call, token))
+    }
+
+    /// Whether this is an id that this worker has minted.
+    pub(super) fn is_ours(&self, id: &RequestId) -> bool {
+        matches!(id, NumberOrString::String(id)
+            if id.strip_prefix(&*self.nonce).is_some_and(|rest| rest.starts_with('-')))
+    }
+}
+
+/// Something that a client has to hear is being stored.
+pub(super) struct Settling(Arc<Worker>);
+
+impl Settling {
+    pub(super) fn new(worker: &Arc<Worker>) -> Self {
+        worker.settling.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(worker))
+    }
+
+    /// Ends the call's stream, and sees to it that its client hears of the end
+    /// (T29). The end's place in the stream is taken when this returns.
+    fn finish(
+        self,
         call: Arc<Call>,
         event: Option<Bytes>,
-        first: BoxFuture<'static, Result<(), Error>>,
     ) -> impl Future<Output = ()> + Send + 'static {
-        self.settling.fetch_add(1, Ordering::AcqRel);
-        let settling = Settling(self);
+        let first = call.writer.finish(event.clone());
         async move {
-            let _settling = settling;
+            let _settling = self;
             // During an outage the adapter keeps trying, and hands the response
             // to the attached socket meanwhile (clause F1).
             let Err(error) = first.await else { return };
@@ -345,42 +401,11 @@ impl Worker {
             }
         }
     }
-
-    /// Whether a call runs, or one's response is not stored yet.
-    pub(crate) fn is_busy(&self) -> bool {
-        !self.state.lock().calls.is_empty() || self.settling.load(Ordering::Acquire) > 0
-    }
-
-    pub(super) fn call(&self, key: &RequestId) -> Option<Arc<Call>> {
-        let NumberOrString::String(key) = key else {
-            return None;
-        };
-        self.state.lock().calls.get(key).cloned()
-    }
-
-    /// Puts a progress notification of a handler on the stream of its call.
-    pub(super) fn progress_of(&self, token: &ProgressToken) -> Option<(Arc<Call>, ProgressToken)> {
-        let call = self.call(&token.0)?;
-        let token = call.token.clone()?;
-        Some((call, token))
-    }
-
-    /// Whether this is an id that this worker has minted.
-    pub(super) fn is_ours(&self, id: &RequestId) -> bool {
-        matches!(id, NumberOrString::String(id)
-            if id.strip_prefix(&*self.nonce).is_some_and(|rest| rest.starts_with('-')))
-    }
 }
-
-struct Settling(Arc<Worker>);
 
 impl Drop for Settling {
     fn drop(&mut self) {
         self.0.settling.fetch_sub(1, Ordering::AcqRel);
         self.0.backends.settled.notify_waiters();
     }
-}
-
-fn drop_id<T>(stored: Result<T, Error>) -> Result<(), Error> {
-    stored.map(drop)
 }

@@ -3,6 +3,8 @@
 
 mod asks;
 mod calls;
+mod capabilities;
+mod ending;
 mod outbound;
 mod settings;
 
@@ -19,8 +21,8 @@ use std::{
 use mcp_adapter_core::{InstanceId, Principal, SessionId};
 use parking_lot::Mutex;
 use rmcp::model::{
-    ClientJsonRpcMessage, ClientNotification, GetExtensions, NumberOrString, RequestId,
-    ServerJsonRpcMessage,
+    ClientCapabilities, ClientJsonRpcMessage, ClientNotification, ClientRequest, GetExtensions,
+    NumberOrString, RequestId, ServerJsonRpcMessage,
 };
 use tokio::{
     sync::{Notify, oneshot},
@@ -67,11 +69,22 @@ struct State {
     handshake: Option<Handshake>,
     calls: HashMap<Arc<str>, Arc<Call>>,
     asked: HashMap<RequestId, Asked>,
+    /// What the client has declared.
+    capabilities: ClientCapabilities,
     applied: Applied,
     /// Whether the handler has had `initialized`, or must not get it.
     initialized: bool,
     next: u64,
     used: Instant,
+}
+
+impl State {
+    fn runs(&self) -> bool {
+        !self.calls.is_empty()
+            || !self.asked.is_empty()
+            || !self.inbox.is_empty()
+            || self.handshake.is_some()
+    }
 }
 
 enum Item {
@@ -150,6 +163,7 @@ impl Worker {
                 handshake: None,
                 calls: HashMap::new(),
                 asked: HashMap::new(),
+                capabilities: ClientCapabilities::default(),
                 applied: Applied::default(),
                 initialized: false,
                 next: 0,
@@ -187,6 +201,11 @@ impl Worker {
         let (sender, answer) = oneshot::channel();
         let wire_id = {
             let mut state = self.state.lock();
+            // A restored worker gets what its session's record holds.
+            if let ClientRequest::InitializeRequest(initialize) = &request.request {
+                let declared = &initialize.params.capabilities;
+                state.capabilities.clone_from(declared);
+            }
             let key = self.mint(&mut state);
             let id = NumberOrString::String(key);
             let wire_id = std::mem::replace(&mut request.id, id.clone());
@@ -287,15 +306,23 @@ impl Worker {
 
     /// Closes the worker if nothing has run in it for `idle`.
     pub(crate) fn close_if_idle(&self, idle: Duration) -> bool {
+        self.close_unless(|state| {
+            state.runs()
+                || self.handlers.load(Ordering::Acquire) > 0
+                || self.settling.load(Ordering::Acquire) > 0
+                || state.used.elapsed() < idle
+        })
+    }
+
+    /// Closes the worker if no client waits for anything in it.
+    pub(crate) fn close_if_quiet(&self) -> bool {
+        self.close_unless(|state| state.runs() || self.settling.load(Ordering::Acquire) > 0)
+    }
+
+    fn close_unless(&self, busy: impl FnOnce(&State) -> bool) -> bool {
         {
             let mut state = self.state.lock();
-            let busy = !state.calls.is_empty()
-                || !state.asked.is_empty()
-                || !state.inbox.is_empty()
-                || state.handshake.is_some()
-                || self.handlers.load(Ordering::Acquire) > 0
-                || self.settling.load(Ordering::Acquire) > 0;
-            if busy || state.used.elapsed() < idle {
+            if busy(&state) {
                 return false;
             }
             state.open = false;
@@ -311,16 +338,14 @@ impl Worker {
     /// rmcp's loop is over: whatever still waits for it will wait in vain.
     fn ended(self: &Arc<Self>) {
         self.close();
-        let (inbox, asked, handshake) = {
+        let (inbox, handshake) = {
             let mut state = self.state.lock();
-            (
-                std::mem::take(&mut state.inbox),
-                std::mem::take(&mut state.asked),
-                state.handshake.take(),
-            )
+            (std::mem::take(&mut state.inbox), state.handshake.take())
         };
-        drop((inbox, asked, handshake));
+        drop((inbox, handshake));
         self.fail_calls("the server has stopped");
+        // Those of no call.
+        self.fail_asks();
         if let Some(registry) = self.registry.upgrade() {
             registry.forget(self);
         }

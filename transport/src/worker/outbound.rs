@@ -127,29 +127,14 @@ impl WorkerTransport {
                     None => self.standalone(notification),
                 }
             }
-            ServerNotification::CancelledNotification(cancelled) => {
-                let Some((call, withdraw)) = worker.give_up(&mut cancelled.params) else {
+            ServerNotification::CancelledNotification(_) => {
+                let ServerNotification::CancelledNotification(cancelled) = notification else {
                     return sent(Ok(()));
                 };
-                let told = match (
-                    call,
-                    message::encode(&ServerJsonRpcMessage::notification(notification.clone())),
-                ) {
-                    (Some(call), Some(event)) => {
-                        let stored = call.writer.append(event);
-                        stored.map(|stored| stored.map(drop)).boxed()
-                    }
-                    (None, Some(event)) => self.append(event),
-                    (_, None) => return sent(Err(SendError::NotStored)),
-                };
-                async move {
-                    if let Err(error) = told.await {
-                        tracing::debug!(%error, "a client was not told of a withdrawn request");
-                    }
-                    withdraw.await;
-                    Ok(())
+                match worker.give_up(cancelled) {
+                    Some(given_up) => given_up.map(Ok).boxed(),
+                    None => sent(Ok(())),
                 }
-                .boxed()
             }
             _ => self.standalone(notification),
         }
@@ -158,28 +143,18 @@ impl WorkerTransport {
     fn standalone(&self, notification: ServerNotification) -> Sent {
         match message::encode(&ServerJsonRpcMessage::notification(notification)) {
             Some(event) => self
-                .append(event)
+                .0
+                .tell_standalone(event)
                 .map(|stored| stored.map_err(|error| SendError::from(&error)))
                 .boxed(),
             None => sent(Err(SendError::NotStored)),
         }
     }
-
-    fn append(&self, event: bytes::Bytes) -> BoxFuture<'static, mcp_adapter_core::Result<()>> {
-        let worker = Arc::clone(&self.0);
-        begun(
-            async move {
-                let sessions = &worker.backends.sessions;
-                sessions.append(&worker.session, event).await.map(drop)
-            }
-            .boxed(),
-        )
-    }
 }
 
 /// Polls once, so that what the future queues is queued in the order of calls
 /// and not in that of tasks. Whoever awaits it polls it again.
-fn begun<T: Send + 'static>(mut future: BoxFuture<'static, T>) -> BoxFuture<'static, T> {
+pub(super) fn begun<T: Send + 'static>(mut future: BoxFuture<'static, T>) -> BoxFuture<'static, T> {
     match Pin::new(&mut future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => std::future::ready(value).boxed(),
         Poll::Pending => future,

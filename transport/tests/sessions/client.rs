@@ -17,6 +17,8 @@ pub(crate) struct Client {
     pub(crate) session: Option<String>,
     pub(crate) user: Option<String>,
     pub(crate) version: Option<&'static str>,
+    /// What it declares.
+    pub(crate) capabilities: Value,
     pub(crate) patience: Duration,
 }
 
@@ -47,6 +49,7 @@ impl Client {
             session: None,
             user: None,
             version: Some("2025-11-25"),
+            capabilities: json!({"elicitation": {}, "roots": {"listChanged": true}}),
             patience,
         }
     }
@@ -150,7 +153,7 @@ impl Client {
         let version = self.version.unwrap_or("2025-03-26");
         let message = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
             "protocolVersion": version,
-            "capabilities": {"elicitation": {}, "roots": {"listChanged": true}},
+            "capabilities": self.capabilities,
             "clientInfo": {"name": name, "version": "1"},
         }});
         let response = self.post(url, &message).await?;
@@ -281,6 +284,17 @@ impl Events {
                 return Err(format!("not asked, but answered: {message}"));
             }
         }
+    }
+
+    /// All messages to the end.
+    pub(crate) async fn rest(&mut self) -> Result<Vec<Value>> {
+        let mut rest = Vec::new();
+        while let Some(event) = self.next().await? {
+            if !event.message.is_null() {
+                rest.push(event.message);
+            }
+        }
+        Ok(rest)
     }
 
     /// Reads to the end: the progress, and the text of the result.

@@ -245,7 +245,7 @@ async fn a_deleted_session_ends_its_running_calls() {
         .await
         .unwrap();
     assert!(fleet.a.probe.sees("counting", client.patience).await);
-    assert_eq!(client.delete(&fleet.b.url).await.unwrap(), 202);
+    assert_eq!(client.delete(&fleet.b.url).await.unwrap(), 200);
     let response = call.response().await.unwrap();
     assert_eq!(response["error"]["message"], "the session has ended");
     assert!(fleet.a.probe.sees("cancelled", client.patience).await);

@@ -265,7 +265,9 @@ async fn a_cancelled_call_takes_its_questions_along() {
         .tell(&fleet.b.url, "notifications/cancelled", params)
         .await
         .unwrap();
-    call.ends().await.unwrap();
+    let rest = call.rest().await.unwrap();
+    assert_eq!(rest.len(), 1, "{rest:?}");
+    assert_eq!(rest[0]["params"]["requestId"], question["id"]);
     client
         .answer(&fleet.b.url, &question, "late")
         .await

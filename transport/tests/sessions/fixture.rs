@@ -13,9 +13,13 @@ use rmcp::{
         ProgressNotificationParam, ServerConfig, SubscribeRequestParams, SubscriptionFilter,
         UnsubscribeRequestParams,
     },
-    service::{NotificationContext, RequestContext, SubscriptionContext},
+    service::{
+        NotificationContext, Peer, PeerRequestOptions, RequestContext, ServiceError,
+        SubscriptionContext,
+    },
     transport::streamable_http_server::SessionRestoreMarker,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore};
 
@@ -130,6 +134,39 @@ impl Fixture {
     }
 }
 
+/// A state of an application's own.
+#[derive(Default, Serialize, Deserialize)]
+struct Visits {
+    count: u64,
+}
+
+async fn visit(session: &Session) -> String {
+    let count = |visits: &mut Visits| {
+        visits.count += 1;
+        visits.count
+    };
+    match session.update(count).await {
+        Ok(count) => count.to_string(),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).unwrap();
+            format!("{:?}, because: {cause}", error.kind())
+        }
+    }
+}
+
+/// Sends a client request as it is given.
+async fn send(request: Value, peer: &Peer<RoleServer>) -> String {
+    let request = serde_json::from_value(request).unwrap();
+    match peer.send_request(request).await {
+        Ok(result) => format!("answered {}", serde_json::to_value(result).unwrap()),
+        Err(ServiceError::McpError(error)) => {
+            let data = error.data.unwrap_or_default();
+            format!("refused {} {data}", error.code.0)
+        }
+        Err(error) => format!("failed: {error}"),
+    }
+}
+
 impl ServerHandler for Fixture {
     fn get_info(&self) -> ServerConfig {
         serde_json::from_value(json!({
@@ -180,7 +217,7 @@ impl ServerHandler for Fixture {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let arguments = Value::Object(request.arguments.unwrap_or_default());
+        let mut arguments = Value::Object(request.arguments.unwrap_or_default());
         let n = arguments["n"].as_u64().unwrap_or(0);
         let text = match request.name.as_ref() {
             "echo" => arguments["message"].as_str().unwrap().to_owned(),
@@ -192,6 +229,43 @@ impl ServerHandler for Fixture {
             "ask" => {
                 let message = arguments["message"].as_str().unwrap();
                 self.ask(message, &context).await
+            }
+            "send" => send(arguments["request"].take(), &context.peer).await,
+            "send many" => {
+                let requests = arguments["requests"].as_array().unwrap();
+                let asked = requests.iter().map(async |request| {
+                    send(request.clone(), &context.peer).await;
+                    self.probe.saw("answered");
+                });
+                futures::future::join_all(asked).await;
+                "asked".to_owned()
+            }
+            // Asks from a task of its own: nobody can tell for which call.
+            "ask aside" => {
+                let (request, peer) = (arguments["request"].take(), context.peer.clone());
+                let probe = Arc::clone(&self.probe);
+                tokio::spawn(async move { probe.saw(send(request, &peer).await) });
+                "asked".to_owned()
+            }
+            // Asks, and does not wait for the answer longer than the test wants.
+            "leave" | "break" => {
+                tokio::select! {
+                    answer = send(arguments["request"].take(), &context.peer) => answer,
+                    permit = self.probe.steps.acquire() => {
+                        permit.unwrap().forget();
+                        assert_eq!(request.name, "leave", "a handler that breaks");
+                        "left".to_owned()
+                    }
+                }
+            }
+            "give up" => {
+                let request = serde_json::from_value(arguments["request"].take()).unwrap();
+                let options = PeerRequestOptions::no_options();
+                let asked = context.peer.send_request_with_option(request, options);
+                let asked = asked.await.unwrap();
+                self.probe.steps.acquire().await.unwrap().forget();
+                asked.cancel(Some("no longer needed".into())).await.unwrap();
+                "given up".to_owned()
             }
             "log" => {
                 for i in 1..=n {
@@ -242,6 +316,15 @@ impl ServerHandler for Fixture {
                         break sum.to_string();
                     }
                 }
+            }
+            "visit" => visit(context.extensions.get::<Session>().unwrap()).await,
+            "visits" => {
+                let state = context.extensions.get::<Session>().unwrap().state().await;
+                state.unwrap()["count"].to_string()
+            }
+            "state" => {
+                let state = context.extensions.get::<Session>().unwrap().state().await;
+                state.unwrap().to_string()
             }
             "principal" => {
                 let session = context.extensions.get::<Session>().unwrap();

@@ -10,11 +10,12 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use mcp_adapter_core::{
     Ack, Adapter, Answer, Applied, Cancelled, Capabilities, Channel, ClientRequestAdapter,
-    Delivery, Entered, Error, EventId, Health, InstanceId, NewClientRequest, OutcomeKind,
-    PendingRequest, Principal, Replay, Result, Revocation, RpcId, Session, SessionAdapter,
+    Delivery, Entered, Error, EventId, Health, InstanceId, NewClientRequest, Outcome, OutcomeKind,
+    PendingRequest, Principal, Replay, Result, Revocation, Role, RpcId, Session, SessionAdapter,
     SessionId, SessionRecord, Signal, SignalAdapter, Stats, StreamId, StreamWriter, Tail, TailFrom,
 };
 use mcp_adapter_memory::MemoryAdapter;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) const SECRET: &str = "postgres://user:secret@db.internal/mcp";
 
@@ -22,6 +23,7 @@ pub(crate) const SECRET: &str = "postgres://user:secret@db.internal/mcp";
 pub(crate) struct Flaky {
     inner: MemoryAdapter,
     broken: Arc<AtomicBool>,
+    lost: CancellationToken,
 }
 
 impl Flaky {
@@ -29,11 +31,17 @@ impl Flaky {
         Self {
             inner,
             broken: Arc::default(),
+            lost: CancellationToken::new(),
         }
     }
 
     pub(crate) fn set_broken(&self, broken: bool) {
         self.broken.store(broken, Ordering::SeqCst);
+    }
+
+    /// Loses all pending client requests.
+    pub(crate) fn lose_requests(&self) {
+        self.lost.cancel();
     }
 
     fn check(&self, operation: &'static str) -> Result<()> {
@@ -48,6 +56,17 @@ fn check(broken: &AtomicBool, operation: &'static str) -> Result<()> {
             .with_source(SECRET));
     }
     Ok(())
+}
+
+impl Role for Flaky {
+    fn health(&self) -> Health {
+        if self.broken.load(Ordering::SeqCst) {
+            return Health::Down {
+                since: std::time::Duration::ZERO,
+            };
+        }
+        self.inner.health()
+    }
 }
 
 #[async_trait]
@@ -105,6 +124,7 @@ impl SessionAdapter for Flaky {
     }
 
     async fn stats(&self) -> Result<Stats> {
+        self.check("stats")?;
         self.inner.stats().await
     }
 }
@@ -117,7 +137,17 @@ impl ClientRequestAdapter for Flaky {
         request: NewClientRequest,
     ) -> Result<PendingRequest> {
         self.check("create request")?;
-        ClientRequestAdapter::create(&self.inner, session, request).await
+        let pending = ClientRequestAdapter::create(&self.inner, session, request).await?;
+        let lost = self.lost.clone();
+        Ok(PendingRequest::new(Box::pin(async move {
+            tokio::select! {
+                outcome = pending => outcome,
+                () = lost.cancelled() => Outcome {
+                    kind: OutcomeKind::Lost,
+                    payload: Bytes::new(),
+                },
+            }
+        })))
     }
 
     async fn answer(&self, session: &SessionId, id: &RpcId, answer: Answer) -> Result<Delivery> {
@@ -157,15 +187,6 @@ impl Adapter for Flaky {
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
-    }
-
-    fn health(&self) -> Health {
-        if self.broken.load(Ordering::SeqCst) {
-            return Health::Down {
-                since: std::time::Duration::ZERO,
-            };
-        }
-        self.inner.health()
     }
 
     fn id(&self) -> InstanceId {

@@ -85,13 +85,23 @@ async fn a_drained_instance_loses_nothing() {
     // Listeners go first.
     listening.ends().await.unwrap();
     assert_eq!(fleet.a.handle.readiness(), Readiness::Draining);
-    assert_eq!(client.get(url, None).await.unwrap().status(), 503);
+    // Whoever comes back all the same is served.
+    let mut listening = client.resume(url, None).await.unwrap();
+    assert!(listening.next().await.unwrap().unwrap().id.is_some());
     assert_eq!(client.text(url, "whoami", json!({})).await.unwrap(), "a");
+    let mut new = fleet.client();
+    new.initialize(url).await.unwrap();
+    assert_eq!(new.text(url, "whoami", json!({})).await.unwrap(), "a");
     fleet.a.probe.steps.add_permits(1);
     assert_eq!(call.counted().await.unwrap(), (vec![2], "counted 2".into()));
     assert_eq!(drain.await.unwrap().aborted, 0);
-    let refused = client.text(url, "whoami", json!({})).await;
-    assert_eq!(refused.unwrap_err(), "503");
+    listening.ends().await.unwrap();
+    // Its listener is still open.
+    let restored = fleet.a.probe.times("restored");
+    assert_eq!(client.text(url, "whoami", json!({})).await.unwrap(), "a");
+    assert_eq!(fleet.a.probe.times("restored"), restored + 1);
+    new.session = None;
+    new.initialize(url).await.unwrap();
     assert_eq!(
         client
             .text(&fleet.b.url, "whoami", json!({}))
@@ -119,6 +129,11 @@ async fn a_drain_ends_what_does_not_end_in_time() {
     let response = asking.response().await.unwrap();
     assert!(text(&response).unwrap().contains("shutting down"));
     assert!(fleet.a.probe.sees("cancelled", PATIENCE).await);
+    // What began now would be cut off.
+    let refused = client.text(url, "whoami", json!({})).await;
+    assert_eq!(refused.unwrap_err(), "503");
+    let refused = fleet.client().initialize(url).await;
+    assert_eq!(refused.unwrap_err(), "503");
 }
 
 #[tokio::test]
@@ -137,6 +152,8 @@ async fn without_adapters_there_are_no_sessions() {
     assert_eq!(client.get(&instance.url, None).await.unwrap().status(), 405);
     assert_eq!(client.delete(&instance.url).await.unwrap(), 405);
     assert_eq!(instance.handle.readiness(), Readiness::Ready);
+    instance.handle.start_drain();
+    assert_eq!(instance.handle.readiness(), Readiness::Draining);
 }
 
 #[tokio::test]
@@ -160,7 +177,7 @@ async fn roles_may_be_given_apart() {
     client.answer(&b.url, &question, "apart").await.unwrap();
     let response = call.response().await.unwrap();
     assert_eq!(text(&response).unwrap(), "accept: \"apart\"");
-    assert_eq!(client.delete(&b.url).await.unwrap(), 202);
+    assert_eq!(client.delete(&b.url).await.unwrap(), 200);
     assert_eq!(
         client.text(&a.url, "whoami", json!({})).await.unwrap_err(),
         "404"
@@ -227,6 +244,8 @@ async fn a_drain_waits_for_requests_without_a_session() {
     );
     drop(running);
     assert_eq!(drain.await.unwrap().aborted, 0);
-    let refused = client.modern(&fleet.a.url, &call).await;
-    assert_eq!(refused.err().as_deref(), Some("503"));
+    // Its listener is still open.
+    fleet.a.probe.steps.add_permits(2);
+    let mut running = client.modern(&fleet.a.url, &call).await.unwrap();
+    assert_eq!(running.counted().await.unwrap().0, [1, 2]);
 }

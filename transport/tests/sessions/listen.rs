@@ -141,8 +141,12 @@ async fn a_drain_sends_listeners_elsewhere() {
     events.ends().await.unwrap();
     assert_eq!(fleet.a.handle.readiness(), Readiness::Draining);
     assert_eq!(drain.await.unwrap().aborted, 0);
-    let refused = listen(&client, url, json!(4), filter("x://y")).await;
-    assert_eq!(refused.err().as_deref(), Some("503"));
+    // Its listener is still open.
+    let mut back = listen(&client, url, json!(4), filter("x://y"))
+        .await
+        .unwrap();
+    fleet.c.handle.resource_updated("x://y").await.unwrap();
+    assert_eq!(back.message().await.unwrap()["method"], UPDATED);
     let mut events = listen(&client, &fleet.b.url, json!(4), filter("x://y"))
         .await
         .unwrap();

@@ -5,6 +5,7 @@
 mod client;
 #[cfg(feature = "cors")]
 mod cors;
+mod eras;
 mod failures;
 mod features;
 mod fixture;
@@ -13,9 +14,16 @@ mod fleet;
 mod input;
 mod lifecycle;
 mod listen;
+mod operation;
+mod questions;
 mod raw;
 mod resume;
 mod scenarios;
+#[allow(dead_code, unreachable_pub, missing_debug_implementations)]
+#[path = "../../examples/serve.rs"]
+mod serve;
+mod shutdown;
+mod state;
 mod table;
 mod wire;
 
