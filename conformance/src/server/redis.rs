@@ -164,6 +164,10 @@ const CLUSTER_NODE: [&str; 6] = [
     "0",
 ];
 
+fn start_node() -> Result<Redis, ServerError> {
+    Redis::start(&[&CLUSTER_NODE[..], &LOG].concat())
+}
+
 /// The name of a node in its Cluster.
 fn node_id(node: &Redis) -> Result<String, ServerError> {
     let answer = node.command(&["CLUSTER", "MYID"])?;
@@ -184,7 +188,7 @@ impl RedisCluster {
         const SLOTS: u16 = 16_384;
         let mut nodes = Vec::new();
         for _ in 0..masters {
-            nodes.push(Redis::start(&CLUSTER_NODE)?);
+            nodes.push(start_node()?);
         }
         for (number, node) in (0_u16..).zip(&nodes) {
             let first = u32::from(SLOTS) * u32::from(number) / u32::from(masters);
@@ -208,7 +212,7 @@ impl RedisCluster {
     /// # Errors
     /// Where it does not start, or the nodes do not agree.
     pub fn add_replica(&mut self, of: usize) -> Result<(), ServerError> {
-        let replica = Redis::start(&CLUSTER_NODE)?;
+        let replica = start_node()?;
         let master = &self.0[of];
         let port = master.addr().port().to_string();
         replica.command(&["CLUSTER", "MEET", "127.0.0.1", &port])?;
