@@ -104,9 +104,15 @@ impl<S: Storage> Shared<S> {
     ) -> Batch {
         let mut again = Batch::default();
         let mut reopened = Reopened::default();
-        for ((mut append, job), answer) in appends.into_iter().zip(jobs).zip(answers) {
+        for ((mut append, job), mut answer) in appends.into_iter().zip(jobs).zip(answers) {
             let lost = answer == Appended::NoStream && append.event.is_some();
-            if let (true, Some(owned)) = (lost, &job.item.owned) {
+            if let (true, Some(owned)) = (lost, &job.item.owned)
+                && self.may_have_lost(owned)
+            {
+                // Ended by others, and removed since: opened again it would go on
+                // after its end.
+                answer = Appended::Fenced;
+            } else if let (true, Some(owned)) = (lost, &job.item.owned) {
                 let opening = async {
                     let open = self.reopen(owned).await;
                     if open && self.profile.repair {

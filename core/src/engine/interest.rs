@@ -27,6 +27,7 @@ pub(super) struct Owned {
     pub(super) principal: PrincipalKey,
     pub(super) stream: StreamId,
     pub(super) request: RpcId,
+    pub(super) opened: Instant,
     pub(super) state: Mutex<OwnedState>,
     revocation: Notify,
 }
@@ -68,6 +69,7 @@ impl Owned {
             principal,
             stream,
             request,
+            opened: Instant::now(),
             state: Mutex::new(OwnedState {
                 last: Position::new(1, 0),
                 prev: None,

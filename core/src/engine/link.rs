@@ -116,13 +116,18 @@ impl<S: Storage> Shared<S> {
         match knock {
             Knock::Wake(session, target) => {
                 let owned = self.interests.wake(&session, &target);
-                if let (true, Target::Stream(stream)) = (owned.is_empty(), &target)
-                    && !stream.is_standalone()
-                    && self.interests.follows(&session, stream).is_empty()
-                {
-                    // Somebody believes that this instance writes it.
+                if let (true, Target::Stream(stream)) = (owned.is_empty(), &target) {
+                    let follows = self.interests.follows(&session, stream);
                     let (shared, stream) = (Arc::clone(self), stream.clone());
-                    Self::spawn(async move { shared.disown(session, stream).await });
+                    if !stream.is_standalone() && follows.is_empty() {
+                        // Somebody believes that this instance writes it.
+                        Self::spawn(async move { shared.disown(session, stream).await });
+                    } else if stream.is_standalone()
+                        && follows.iter().all(|follow| follow.number() == 0)
+                    {
+                        // Or that it holds it.
+                        Self::spawn(async move { shared.let_go_of_lapsed(session).await });
+                    }
                 }
                 self.check(owned);
             }
@@ -333,6 +338,11 @@ impl<S: Storage> Shared<S> {
                     self.interests.remove_owned(owned);
                 }
             }
+            // Ended by others and removed since.
+            Read::NoStream if self.may_have_lost(owned) => {
+                owned.revoke(Revocation::Fenced);
+                self.interests.remove_owned(owned);
+            }
             // Lost, and the next append opens it again; or not there yet.
             Read::NoStream => {
                 let orphaned = owned.state.lock().orphaned;
@@ -358,6 +368,16 @@ impl<S: Storage> Shared<S> {
             } else {
                 self.wake(owner, first.session, Target::Stream(first.stream.clone()));
             }
+        }
+        let waits = follows.iter().any(|follow| follow.number() == 0);
+        if let (true, true, Some(holder)) = (first.stream.is_standalone(), waits, state.holder)
+            && first.asks(self.limits.lease() / 2)
+        {
+            self.wake(
+                holder.instance,
+                first.session,
+                Target::Stream(first.stream.clone()),
+            );
         }
         let holder = state.holder.map(|holder| holder.number);
         let held_by_dead = |follow: &Follow| {

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{Shared, retry::within};
+use super::{Shared, interest::Owned, retry::within};
 use crate::storage::{Beat, Storage};
 
 /// Things that one step of sweeping may remove.
@@ -38,6 +38,19 @@ impl<S: Storage> Shared<S> {
         }
     }
 
+    /// Whether no heartbeat was acknowledged for so long that others may hold this
+    /// instance dead.
+    fn is_maybe_dead(&self) -> bool {
+        let beaten = self.beaten.load(Ordering::Relaxed);
+        beaten != 0 && self.since(beaten) >= self.limits.lease()
+    }
+
+    /// Whether others may have ended, since it was opened, what this instance owns.
+    pub(super) fn may_have_lost(&self, owned: &Owned) -> bool {
+        let lapsed = *self.lapsed.lock();
+        self.is_maybe_dead() || lapsed.is_some_and(|lapsed| lapsed >= owned.opened)
+    }
+
     /// Raises the counter and reads all.
     pub(super) async fn beat(&self) {
         let beat = Beat {
@@ -57,6 +70,9 @@ impl<S: Storage> Shared<S> {
         match beats {
             Ok(beats) => {
                 observer.read(&beats, sent, Instant::now());
+                if self.is_maybe_dead() {
+                    *self.lapsed.lock() = Some(Instant::now());
+                }
                 self.beaten.store(millis, Ordering::Relaxed);
                 self.beat_failed.store(0, Ordering::Relaxed);
             }
@@ -78,6 +94,7 @@ impl<S: Storage> Shared<S> {
             tick.tick().await;
             self.listeners.sweep();
             self.repair.forget(self.kept_for());
+            self.holds.forget(self.limits.idle_ttl());
             self.sweep().await;
         }
     }

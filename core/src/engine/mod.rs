@@ -3,6 +3,7 @@
 mod append;
 mod contract;
 mod follow;
+mod holds;
 mod interest;
 mod lane;
 mod link;
@@ -34,6 +35,7 @@ use tokio::{
 };
 
 use self::{
+    holds::Holds,
     interest::{Interests, Owned},
     lane::{Budget, Lane},
     observer::Observer,
@@ -127,6 +129,7 @@ struct Shared<S> {
     limits: Limits,
     me: InstanceId,
     interests: Interests,
+    holds: Holds,
     records: Records,
     repair: Repair,
     listeners: Listeners,
@@ -155,6 +158,9 @@ struct Shared<S> {
     /// When this instance was surely alive for others: milliseconds after
     /// `origin` at which the last acknowledged heartbeat was sent, plus one.
     beaten: AtomicU64,
+    /// When this instance was last back from a silence in which others may have
+    /// held it dead.
+    lapsed: Mutex<Option<Instant>>,
     /// When the last heartbeat failed, in the same measure; 0 when it did not.
     beat_failed: AtomicU64,
     origin: Instant,
@@ -199,6 +205,7 @@ impl<S: Storage> Engine<S> {
             profile,
             me,
             interests: Interests::new(),
+            holds: Holds::default(),
             records: Records::new(),
             repair: Repair::new(),
             listeners: Listeners::default(),
@@ -225,6 +232,7 @@ impl<S: Storage> Engine<S> {
             stop: stop.clone(),
             beats: AtomicU64::new(0),
             beaten: AtomicU64::new(0),
+            lapsed: Mutex::new(None),
             beat_failed: AtomicU64::new(0),
             origin: Instant::now(),
             failing: AtomicU64::new(0),

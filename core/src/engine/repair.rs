@@ -271,10 +271,10 @@ impl<S: Storage> Shared<S> {
             for ((number, append), answer) in batch.into_iter().zip(sent?) {
                 // Anything else is a repeat, or the end of its stream in some way
                 // that its writer finds out by itself.
-                if answer != Appended::NoStream {
+                let owned = &streams[number];
+                if answer != Appended::NoStream || self.may_have_lost(owned) {
                     continue;
                 }
-                let owned = &streams[number];
                 if reopened.once(owned, self.reopen(owned)).await {
                     again.push((number, append));
                 }

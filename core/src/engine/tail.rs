@@ -1,5 +1,6 @@
 //! Following a stream: register, read, follow.
 
+mod listed;
 mod sequence;
 mod standalone;
 
@@ -12,7 +13,7 @@ use std::{
 use futures::{FutureExt, Stream, future::BoxFuture};
 use tokio::time::Instant;
 
-use self::sequence::Sequence;
+use self::{listed::Listed, sequence::Sequence};
 use super::{
     Shared,
     follow::{Ear, Follow, Step},
@@ -201,7 +202,7 @@ impl<S: Storage> Follower<S> {
         };
         let number = state.holder.map(|holder| holder.number);
         if number != Some(self.follow.number()) {
-            self.step_back();
+            self.step_back(&state);
             return;
         }
         let last = events.is_empty();
@@ -274,10 +275,8 @@ impl<S: Storage> Drop for Follower<S> {
         } else {
             self.yielded
         };
-        let release = Hold::Release {
-            number: self.follow.number(),
-            cursor,
-        };
+        let number = self.follow.number();
+        let release = Hold::Release { number, cursor };
         let Follow {
             session, stream, ..
         } = &*self.follow;
@@ -288,9 +287,22 @@ impl<S: Storage> Drop for Follower<S> {
             self.shared.wake_waiting(session, stream);
         } else {
             let (shared, follow) = (Arc::clone(&self.shared), Arc::clone(&self.follow));
+            let holds = stream.is_standalone().then(|| shared.holds.of(session));
+            if let Some(holds) = &holds {
+                holds.lapse(number, None, cursor);
+            }
             Shared::<S>::spawn(async move {
-                // Lost, it costs little: whoever wants the stream takes it.
-                let _ = shared.hold(&follow.session, &follow.stream, release).await;
+                // Lost, it costs little: whoever wants the stream of a call takes it,
+                // and of the standalone one a hold that has lapsed is asked for.
+                // Not between the step of another tail and its answer.
+                let _turn = match &holds {
+                    Some(holds) => Some(holds.turn().await),
+                    None => None,
+                };
+                let released = shared.hold(&follow.session, &follow.stream, release).await;
+                if let (Ok(_), Some(holds)) = (released, &holds) {
+                    holds.settle(number);
+                }
                 // Only now: who waits here must not adopt a hold that is being
                 // released.
                 shared.interests.remove_follow(&follow);
@@ -302,7 +314,7 @@ impl<S: Storage> Drop for Follower<S> {
 
 impl<S: Storage> Shared<S> {
     /// Those that wait here for a stream look whether it is free.
-    fn wake_waiting(&self, session: &SessionKey, stream: &StreamId) {
+    pub(super) fn wake_waiting(&self, session: &SessionKey, stream: &StreamId) {
         for follow in self.interests.follows(session, stream) {
             follow.wake();
         }
@@ -384,7 +396,7 @@ impl<S: Storage> Shared<S> {
         let EventId { stream, position } = id;
         // Registered before the hold: what is written after it knocks here.
         let follow = Follow::new(session, stream.clone(), 0, true);
-        self.interests.add_follow(&follow);
+        let listed = Listed::new(self, &follow);
         let taken = match self.hold(&session, &stream, Hold::Take).await {
             // It may be about to be opened by another instance.
             Ok(Held::NoStream) if !self.profile.inline => {
@@ -400,6 +412,7 @@ impl<S: Storage> Shared<S> {
                 if let Some(former) = former.filter(|former| *former != self.me) {
                     self.wake(former, session, Target::Stream(stream));
                 }
+                listed.stays();
                 return Ok(start(self, follow, position, Turn::Holds));
             }
             Ok(Held::NoSession) => Error::new(ErrorKind::SessionNotFound, "tail"),
@@ -408,7 +421,6 @@ impl<S: Storage> Shared<S> {
             }
             Err(error) => error,
         };
-        self.interests.remove_follow(&follow);
         Err(error)
     }
 

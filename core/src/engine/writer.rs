@@ -348,8 +348,12 @@ impl<S: Storage> Shared<S> {
                         // The others wait silently for the stream.
                         follows.retain(|follow| follow.number() > 0);
                         let last = follows.iter().map(|follow| follow.number()).max();
+                        let moving = last.is_some()
+                            && !self.profile.inline
+                            && self.holds.is_moving(&append.session);
                         for follow in follows {
-                            let holds = remote.is_none() && Some(follow.number()) == last;
+                            let holds =
+                                remote.is_none() && Some(follow.number()) == last && !moving;
                             // What a new epoch follows is known to the backend, and so
                             // is what stands where a repeat was stored.
                             if !holds || repeat || position.seq == 1 {

@@ -9,15 +9,15 @@ use super::support::{Fleet, Instance, bytes, session, show};
 
 /// A client that listens as an `EventSource` does: it comes back with what it had
 /// last, and remembers what it was told.
-struct Listener {
-    tail: Option<Tail>,
-    last: TailFrom,
-    gets: usize,
-    seen: Vec<String>,
+pub(crate) struct Listener {
+    pub(crate) tail: Option<Tail>,
+    pub(crate) last: TailFrom,
+    pub(crate) gets: usize,
+    pub(crate) seen: Vec<String>,
 }
 
 impl Listener {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             tail: None,
             last: TailFrom::Standalone,
@@ -26,14 +26,14 @@ impl Listener {
         }
     }
 
-    async fn get(&mut self, at: &Instance, id: &SessionId) {
+    pub(crate) async fn get(&mut self, at: &Instance, id: &SessionId) {
         self.gets += 1;
         let tail = at.engine.tail(id, self.last.clone()).await;
         self.tail = Some(tail.expect("the session is there"));
     }
 
     /// Reads until nothing more comes; comes back at `at` where its tail ends.
-    async fn read(&mut self, at: &Instance, id: &SessionId) {
+    pub(crate) async fn read(&mut self, at: &Instance, id: &SessionId) {
         loop {
             let Some(tail) = &mut self.tail else {
                 self.get(at, id).await;

@@ -3,9 +3,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-use super::{Follower, PAGE_EVENTS, Turn, start};
+use super::{Follower, Listed, PAGE_EVENTS, Turn, start};
 use crate::{
     engine::{Shared, follow::Follow},
     error::{Error, ErrorKind, Result},
@@ -25,8 +25,8 @@ const PLACINGS: usize = 8;
 /// Where a client that comes back belongs.
 #[derive(Debug, PartialEq, Eq)]
 enum Placing {
-    /// It goes on with the last hold, which has this number.
-    GoesOn(u64),
+    /// It goes on with the last hold.
+    GoesOn(HoldStart),
     /// Another hold began since: up to there the events are still its own, if any
     /// are left.
     Owed(Option<Position>),
@@ -54,15 +54,16 @@ fn place(state: &StreamState, after: Position, hold: Option<u64>) -> Placing {
     let next = own.map_or(0, |own| own + 1);
     match (holds.get(next), own) {
         (Some(next), _) => Placing::Owed(Some(next.began).filter(|until| *until > after)),
-        (None, Some(own)) => Placing::GoesOn(holds[own].number),
+        (None, Some(own)) => Placing::GoesOn(holds[own]),
         (None, None) => Placing::Owed(None),
     }
 }
 
 impl<S: Storage> Follower<S> {
     /// Somebody else holds the stream. Of a call's stream that is the end. Of the
-    /// standalone one this client may be alive all the same: it waits.
-    pub(super) fn step_back(&mut self) {
+    /// standalone one this client may be alive all the same, as where its instance
+    /// stood still: it gets what was its own, and waits.
+    pub(super) fn step_back(&mut self, state: &StreamState) {
         let Follow {
             session, stream, ..
         } = &*self.follow;
@@ -72,9 +73,13 @@ impl<S: Storage> Follower<S> {
             self.after = Some(EndReason::Superseded);
             return;
         }
+        let number = self.follow.number();
+        self.turn = match place(state, self.sequence.cursor, Some(number)) {
+            Placing::Owed(Some(until)) => Turn::IsOwed(until),
+            Placing::Owed(None) | Placing::GoesOn(_) => Turn::Displaced(None),
+        };
         self.follow.set_displaced(true);
         self.follow.set_number(0);
-        self.turn = Turn::Displaced(None);
         self.follow.wake();
     }
 
@@ -83,7 +88,11 @@ impl<S: Storage> Follower<S> {
         if let Some((events, _)) = self.page(PAGE_EVENTS).await {
             self.yielded = self.sequence.cursor;
             if self.sequence.owed(events, until) {
-                self.turn = Turn::Waits;
+                self.turn = if self.follow.is_displaced() {
+                    Turn::Displaced(None)
+                } else {
+                    Turn::Waits
+                };
             }
             self.follow.wake();
         }
@@ -112,25 +121,19 @@ impl<S: Storage> Follower<S> {
             let held = self
                 .ride_out(|shared| {
                     let follow = Arc::clone(&self.follow);
-                    async move {
-                        shared
-                            .hold(&follow.session, &follow.stream, Hold::TakeFrom(from))
-                            .await
-                    }
+                    async move { shared.take_free(&follow, from).await }
                 })
                 .await;
             match held {
                 Some(Held::Done { number, cursor, .. }) => {
-                    if self.shared.interests.adopt(&self.follow, number) {
-                        // What this client has read it does not get again.
-                        let cursor = cursor.max(self.sequence.cursor);
-                        self.sequence.begin(cursor, number);
-                        self.yielded = cursor;
-                        self.follow.saw(cursor);
-                        self.follow.set_displaced(false);
-                        self.turn = Turn::Holds;
-                        self.follow.drop_queue();
-                    }
+                    // What this client has read it does not get again.
+                    let cursor = cursor.max(self.sequence.cursor);
+                    self.sequence.begin(cursor, number);
+                    self.yielded = cursor;
+                    self.follow.saw(cursor);
+                    self.follow.set_displaced(false);
+                    self.turn = Turn::Holds;
+                    self.follow.drop_queue();
                 }
                 Some(Held::Busy(holder))
                     if from != Some(holder)
@@ -159,6 +162,30 @@ impl<S: Storage> Shared<S> {
             Read::Page { state, .. } => Ok(Some(state)),
             Read::NoStream => Ok(None),
             Read::NoSession => Err(Error::new(ErrorKind::SessionNotFound, "tail")),
+        }
+    }
+
+    /// Takes a free stream, or that of a holder that is dead, for a tail that waits.
+    async fn take_free(&self, follow: &Arc<Follow>, from: Option<Holder>) -> Result<Held> {
+        let Follow {
+            session, stream, ..
+        } = &**follow;
+        let holds = self.holds.of(session);
+        let _turn = holds.turn().await;
+        loop {
+            let held = self.hold(session, stream, Hold::TakeFrom(from)).await?;
+            let Held::Done { number, cursor, .. } = held else {
+                return Ok(held);
+            };
+            if let Some(cursor) = holds.lapsed(number, cursor) {
+                // Another client has read in this hold, and was cut off.
+                self.let_go(&holds, *session, number, cursor).await?;
+            } else if self.interests.adopt(follow, number) {
+                return Ok(held);
+            } else {
+                let instance = self.me;
+                return Ok(Held::Busy(Holder { instance, number }));
+            }
         }
     }
 
@@ -191,42 +218,48 @@ impl<S: Storage> Shared<S> {
         let stream = StreamId::standalone();
         // Registered before the hold: what is written after it knocks here.
         let follow = Follow::new(session, stream.clone(), 0, true);
-        self.interests.add_follow(&follow);
+        let listed = Listed::new(self, &follow);
         let mut turn = Turn::Waits;
+        let holds = self.holds.of(&session);
+        let Ok(_turn) = timeout_at(self.deadline(), holds.turn()).await else {
+            return Err(Error::new(ErrorKind::Timeout, "tail"));
+        };
         for _ in 0..PLACINGS {
-            let placed = match self.standalone(session).await {
-                Ok(state) => state.map_or(Placing::Owed(None), |state| place(&state, after, hold)),
-                Err(error) => {
-                    self.interests.remove_follow(&follow);
-                    return Err(error);
-                }
-            };
-            let number = match placed {
-                Placing::GoesOn(number) => number,
+            let state = self.standalone(session).await?;
+            let placed = state.map_or(Placing::Owed(None), |state| place(&state, after, hold));
+            let last = match placed {
+                Placing::GoesOn(last) => last,
                 Placing::Owed(until) => {
                     turn = until.map_or(Turn::Waits, Turn::IsOwed);
                     break;
                 }
             };
-            match self
-                .hold(&session, &stream, Hold::Continue { number })
-                .await
-            {
-                Ok(Held::Done { number, former, .. }) if self.interests.adopt(&follow, number) => {
+            let HoldStart { number, began } = last;
+            let next = number + 1;
+            // Where the answer does not come the hold may be this client's all the same.
+            holds.lapse(next, Some(began), after);
+            let held = self.hold(&session, &stream, Hold::Continue { number });
+            match held.await? {
+                Held::Done {
+                    number,
+                    former,
+                    cursor,
+                    ..
+                } if (number, cursor) == (next, began) && self.interests.adopt(&follow, number) => {
+                    holds.settle(next);
                     self.supersede(&follow);
                     if let Some(former) = former.filter(|former| *former != self.me) {
                         self.wake(former, session, Target::Stream(stream));
                     }
+                    listed.stays();
                     return Ok(start(self, follow, after, Turn::Holds));
                 }
                 // Others moved meanwhile.
-                Ok(_) => {}
-                Err(error) => {
-                    self.interests.remove_follow(&follow);
-                    return Err(error);
-                }
+                _ => holds.settle(next),
             }
         }
-        self.wait_in_line(follow, after, turn)
+        let tail = self.wait_in_line(follow, after, turn)?;
+        listed.stays();
+        Ok(tail)
     }
 }
