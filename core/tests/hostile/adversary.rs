@@ -124,7 +124,7 @@ impl Adversary {
 
     /// All is well again from here on.
     pub(crate) fn heal(fleet: &Fleet) {
-        fleet.world.history.fault("all is well from here on");
+        fleet.world.history.push(What::Calm);
         *fleet.world.weather.lock() = Weather::default();
         for instance in fleet.all() {
             if instance.is_dead() {

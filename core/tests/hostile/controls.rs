@@ -104,6 +104,39 @@ fn ids_that_a_lost_history_gave_out_are_noticed_when_they_come_again() {
 }
 
 #[test]
+fn updates_known_by_what_they_write_are_noticed() {
+    let defects = Defects {
+        updates_by_content: true,
+        ..Defects::default()
+    };
+    let rules = ["one author wins"];
+    let plan = with(defects, ROUGH);
+    caught("updates known by what they write", 0..40, &rules, plan);
+}
+
+#[test]
+fn returns_that_always_take_over_are_noticed() {
+    let defects = Defects {
+        returns_take_over: true,
+        ..Defects::default()
+    };
+    let rules = ["each message at one listener"];
+    let plan = with(defects, ROUGH);
+    caught("returns that always take over", 0..100, &rules, plan);
+}
+
+#[test]
+fn holds_that_are_not_remembered_are_noticed() {
+    let defects = Defects {
+        holds_forgotten: true,
+        ..Defects::default()
+    };
+    let rules = ["no message is lost between listeners"];
+    let plan = with(defects, ROUGH);
+    caught("holds that are not remembered", 0..100, &rules, plan);
+}
+
+#[test]
 fn without_tombstones_a_session_that_comes_back_is_noticed() {
     let defects = Defects {
         no_tombstones: true,

@@ -89,9 +89,19 @@ pub(crate) enum What {
         session: No,
         done: Written<bool>,
     },
+    /// An update that began at `begun`, from revision `from`, which counts the
+    /// session's counter up by one.
     Updated {
         session: No,
+        begun: u64,
+        from: u64,
         done: Written<u64>,
+    },
+    /// The counter and the revision that somebody read.
+    Counted {
+        session: No,
+        revision: u64,
+        count: u64,
     },
 
     /// A call's stream, or (without an owner) the standalone one.
@@ -104,6 +114,7 @@ pub(crate) enum What {
         stream: No,
         event: No,
         terminal: bool,
+        bytes: usize,
     },
     Appended {
         stream: No,
@@ -138,6 +149,20 @@ pub(crate) enum What {
         stream: No,
         instance: No,
         after: Option<Position>,
+    },
+    /// This reader is one of those that share a standalone stream, and come back
+    /// each with what it had last. A ghost is the server's end of a connection
+    /// that its client has lost.
+    Listens {
+        reader: No,
+        stream: No,
+        ghost: bool,
+    },
+    /// It holds the stream from here on.
+    Begins {
+        reader: No,
+        after: Position,
+        hold: u64,
     },
     Got {
         reader: No,
@@ -211,6 +236,12 @@ pub(crate) enum What {
         done: Written<Option<OutcomeKind>>,
     },
 
+    /// From here on nothing goes wrong any more.
+    Calm,
+    /// Those that share the stream have had the time to get all of it.
+    Settled {
+        stream: No,
+    },
     /// Something that must end did not.
     Hung(String),
     /// Something that must not be there when all is quiet.

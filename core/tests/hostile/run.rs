@@ -73,21 +73,25 @@ pub(crate) struct Done {
     pub(crate) violations: Vec<Violation>,
 }
 
-fn limits(rng: &mut Rng, store: Store) -> Limits {
-    // Of events that it no longer keeps the memory backend knows the last one's
-    // place only, and gives it to the repeat of any of them.
-    let few = rng.chance(250) && store != Store::Memory;
+/// In a third of the runs sessions must be shrunk all the time.
+fn limits(rng: &mut Rng) -> (Limits, bool) {
+    let (few, tight) = (rng.chance(250), rng.chance(350));
+    let session_bytes = usize::try_from(rng.within(2500, 8000)).unwrap_or(8000);
     let limits = Limits::builder()
         .idle_ttl(Duration::from_secs(120))
         .finished_ttl(Duration::from_secs(60))
         .result_ttl(Duration::from_secs(60))
         .request_timeout(Duration::from_secs(30))
         .max_outage(Duration::from_secs(40))
-        .event_bytes(4096)
-        .stream_bytes(1 << 20)
+        .event_bytes(if tight { 1000 } else { 4096 })
+        .stream_bytes(if tight { 2000 } else { 1 << 20 })
+        .session_bytes(if tight { session_bytes } else { 16 << 20 })
         .stream_events(if few { 6 } else { 1024 })
         .build();
-    limits.unwrap_or_default()
+    match limits {
+        Ok(limits) => (limits, tight),
+        Err(error) => panic!("{error}"),
+    }
 }
 
 /// Runs a plan to its end, and checks what happened.
@@ -104,7 +108,7 @@ pub(crate) fn run(plan: Plan) -> Done {
 
 async fn simulate(plan: Plan) -> Done {
     let rng = Rng::new(plan.seed);
-    let limits = limits(&mut rng.fork("limits", 0), plan.store);
+    let (limits, tight) = limits(&mut rng.fork("limits", 0));
     let (store, reference): (Arc<dyn Storage>, _) = match plan.store {
         Store::Reference(defects) => {
             let reference = Reference::new(defects);
@@ -128,7 +132,13 @@ async fn simulate(plan: Plan) -> Done {
     let fleet = Arc::new(Fleet::new(world, limits.clone()));
     let until = Instant::now() + rng.fork("length", 0).millis(25_000, 80_000);
     let lossy = plan.exposure.losses;
-    let load = Load::new(Arc::clone(&fleet), plan.seed, until, lossy);
+    let load = Load::new(
+        Arc::clone(&fleet),
+        plan.seed,
+        until,
+        lossy,
+        if tight { 600 } else { 50 },
+    );
     storm(plan, &load, reference.clone(), &rng).await;
     Adversary::heal(&fleet);
     reckon(&load, reference, &limits, rng.fork("reckoning", 0)).await;
@@ -146,7 +156,7 @@ async fn storm(plan: Plan, load: &Arc<Load>, store: Option<Reference>, rng: &Rng
     {
         let (load, rng) = (Arc::clone(load), rng.fork("idle", 0));
         Arc::clone(&load).spawn(Group::Work, "an idle session".into(), async move {
-            load.open(true, rng).await;
+            load.open(true, false, rng).await;
         });
     }
     for number in 0..size.within(1, 3) {
@@ -156,6 +166,7 @@ async fn storm(plan: Plan, load: &Arc<Load>, store: Option<Reference>, rng: &Rng
             appends: size.within(0, 10),
             updates: size.within(0, 4),
             deleted: 300,
+            shared: 400,
         };
         let work = Arc::clone(load).session(business, rng.fork("business", number));
         load.spawn(Group::Work, format!("business {number}"), work);
@@ -200,11 +211,22 @@ async fn reckon(load: &Arc<Load>, reference: Option<Reference>, limits: &Limits,
     }
     let clients = load.clients.lock().clone();
     for client in &clients {
-        let stream = (client.standalone, StreamId::standalone());
         let reader = rng.fork("reader", client.standalone.into());
-        load.read(Group::Work, client, stream, Start::First, habits, reader);
+        if client.shared {
+            let (load, client, mut rng) = (Arc::clone(load), client.clone(), reader);
+            let name = format!("last events of session {}", client.no);
+            Arc::clone(&load).spawn(Group::Work, name, async move {
+                load.settle(&client, &mut rng).await;
+            });
+            continue;
+        }
+        let (load, client) = (Arc::clone(load), client.clone());
+        let name = format!("a replay for session {}", client.no);
+        Arc::clone(&load).spawn(Group::Work, name, async move {
+            load.replay(&client, reader).await;
+        });
     }
-    load.through(Group::Work, limits.lease() * 4).await;
+    load.through(Group::Work, limits.lease() * 6).await;
     // Whatever belongs to the dead is ended by now.
     sleep(limits.lease() * 2).await;
     for open in reference
@@ -224,6 +246,10 @@ async fn reckon(load: &Arc<Load>, reference: Option<Reference>, limits: &Limits,
     for client in &clients {
         // The first one is left alone: it must expire.
         if client.no != clients[0].no && load.visit(client, &mut rng).await {
+            load.history.push(What::Kept { session: client.no });
+            if client.shared {
+                continue;
+            }
             let stream = (client.standalone, StreamId::standalone());
             let patience = None;
             let habits = Habits { cuts: 0, patience };
@@ -236,7 +262,6 @@ async fn reckon(load: &Arc<Load>, reference: Option<Reference>, limits: &Limits,
                 habits,
                 reader,
             );
-            load.history.push(What::Kept { session: client.no });
         }
     }
     sleep(limits.idle_ttl() + Duration::from_secs(30)).await;

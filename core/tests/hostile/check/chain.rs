@@ -8,7 +8,7 @@ use super::{Violation, streams::Check};
 use crate::history::{No, What, Written};
 
 /// Within how many milliseconds a reader has what is stored when all is well.
-const CAUGHT_UP: u64 = 5000;
+pub(super) const CAUGHT_UP: u64 = 5000;
 
 /// What one reader has seen of a stream, over all its tails.
 pub(super) struct Chain<'a> {
@@ -18,6 +18,8 @@ pub(super) struct Chain<'a> {
     /// Up to where it has everything or was told of a gap; `None`: unknown.
     cursor: Option<Position>,
     gap: bool,
+    /// Of the standalone stream: it may be waiting for its turn.
+    waits: bool,
     got: BTreeMap<No, Position>,
     terminal: bool,
     unstored: bool,
@@ -33,6 +35,7 @@ impl<'a> Chain<'a> {
             instance: 0,
             cursor: None,
             gap: false,
+            waits: false,
             got: BTreeMap::new(),
             terminal: false,
             unstored: false,
@@ -53,10 +56,12 @@ impl<'a> Chain<'a> {
                 self.instance = *instance;
                 self.gap = false;
                 self.cursor = *after;
+                self.waits = self.check.stream.owner.is_none();
                 // A result without an id leaves no trace in the cursor: who is cut
                 // off between it and the end gets the stored one as well.
                 self.unstored = false;
             }
+            What::Begins { after, .. } => self.begins(*after, found),
             What::Got {
                 at: position,
                 event,
@@ -82,6 +87,17 @@ impl<'a> Chain<'a> {
             } => self.gone(at, found),
             _ => {}
         }
+    }
+
+    /// What is up to there was for others, or it has it.
+    fn begins(&mut self, after: Position, found: &mut Vec<Violation>) {
+        if self.cursor.is_some_and(|cursor| after < cursor) {
+            let text = format!("it begins after {after:?} and had {:?}", self.cursor);
+            self.bad("events in order", &text, found);
+        }
+        self.gap = false;
+        self.waits = false;
+        self.cursor = Some(after);
     }
 
     fn got(&mut self, position: Position, event: No, found: &mut Vec<Violation>) {
@@ -147,7 +163,7 @@ impl<'a> Chain<'a> {
         let Some(cursor) = self.cursor else {
             return;
         };
-        if self.gap || self.unstored {
+        if self.gap || self.unstored || self.waits {
             return;
         }
         for (event, at) in self.check.stored() {
@@ -186,8 +202,11 @@ impl<'a> Chain<'a> {
             EndReason::OwnerLost => {
                 self.check
                     .orphan(at, &format!("reader {}", self.reader), found);
-                // Elsewhere than at its owner the end is told by the log.
-                if self.check.stream.owner != Some(self.instance) {
+                // Elsewhere than at its owner the end is told by the log. Of a stream
+                // that was removed for its session's bytes nothing is known any more:
+                // a late repeat of what opened it has it open again, with nobody to
+                // write it.
+                if self.check.stream.owner != Some(self.instance) && !self.check.removed(at) {
                     self.end = self.cursor.map(|cursor| (at, cursor));
                     self.complete(at, false, found);
                 }
@@ -206,7 +225,11 @@ impl<'a> Chain<'a> {
             .is_some_and(|begun| begun + finished_ttl <= at);
         let orphan =
             stream.owner.is_some() && self.check.facts.stood_still(stream.owner.unwrap_or(0), at);
-        if !expired && !orphan && !self.check.facts.lost_between(stream.opened, at) {
+        if !expired
+            && !orphan
+            && !self.check.removed(at)
+            && !self.check.facts.lost_between(stream.opened, at)
+        {
             self.bad(
                 "no stream is gone too soon",
                 &format!("gone at {at}"),
@@ -223,8 +246,7 @@ impl<'a> Chain<'a> {
                 Some((_, Written::Done(_) | Written::Refused(_)))
             )
         });
-        let kept = stream.events.len() <= facts.limits.stream_events();
-        if stored && kept && !facts.restarted_between(0, at) {
+        if stored && !facts.evicted(stream, at) && !facts.restarted_between(0, at) {
             self.bad(
                 "no gap where nothing is missing",
                 &format!("a gap at {at}"),

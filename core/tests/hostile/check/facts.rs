@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mcp_adapter_core::{Delivery, Limits, OutcomeKind, Position, Revocation};
+use mcp_adapter_core::{Delivery, ErrorKind, Limits, OutcomeKind, Position, Revocation};
 
 use crate::history::{Entry, No, What, Written};
 
@@ -13,6 +13,7 @@ pub(super) type At<T> = (u64, T);
 pub(super) struct Event {
     pub(super) begun: u64,
     pub(super) terminal: bool,
+    pub(super) bytes: usize,
     pub(super) done: Option<At<Written<Position>>>,
 }
 
@@ -29,6 +30,21 @@ pub(super) struct Stream {
     pub(super) cancel: Option<u64>,
     /// All that its readers saw: reader, time, entry.
     pub(super) seen: BTreeMap<No, Vec<Entry>>,
+    /// Who shares it, and whether that is a ghost.
+    pub(super) listeners: BTreeMap<No, bool>,
+    /// When they had the time to get all of it.
+    pub(super) settled: Option<u64>,
+}
+
+impl Stream {
+    /// Events that may be stored by then.
+    fn written(&self, by: u64) -> impl Iterator<Item = &Event> {
+        let refused = move |event: &&Event| {
+            let too_large = Written::Refused(ErrorKind::TooLarge);
+            event.begun <= by && event.done.is_none_or(|(_, done)| done != too_large)
+        };
+        self.events.values().filter(refused)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +70,15 @@ pub(super) struct Request {
     pub(super) revokes: Vec<At<Option<Written<Option<OutcomeKind>>>>>,
 }
 
+/// One try to count the session's counter up by one.
+#[derive(Debug)]
+pub(super) struct Update {
+    pub(super) begun: u64,
+    pub(super) at: u64,
+    pub(super) from: u64,
+    pub(super) done: Written<u64>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Session {
     pub(super) created: Vec<At<Written<()>>>,
@@ -61,7 +86,9 @@ pub(super) struct Session {
     pub(super) found: Vec<At<(u64, bool, bool)>>,
     pub(super) delete: Vec<u64>,
     pub(super) deleted: Vec<At<Written<bool>>>,
-    pub(super) updated: Vec<At<Written<u64>>>,
+    pub(super) updated: Vec<Update>,
+    /// Revision and counter.
+    pub(super) counted: Vec<At<(u64, u64)>>,
     pub(super) kept: Option<u64>,
 }
 
@@ -82,6 +109,8 @@ pub(super) struct Facts<'a> {
     losses: Vec<At<u64>>,
     restarts: Vec<u64>,
     jumps: Vec<At<u64>>,
+    /// From when on nothing goes wrong.
+    pub(super) calm: Option<u64>,
 }
 
 fn millis(duration: std::time::Duration) -> u64 {
@@ -100,6 +129,7 @@ impl<'a> Facts<'a> {
             losses: Vec::new(),
             restarts: Vec::new(),
             jumps: Vec::new(),
+            calm: None,
         };
         // To whom a number of a reader, a wait or an answer belongs.
         let (mut readers, mut waits, mut answers) =
@@ -140,8 +170,35 @@ impl<'a> Facts<'a> {
                 What::Deleted { session, done } => {
                     facts.session(*session).deleted.push((at, *done));
                 }
-                What::Updated { session, done } => {
-                    facts.session(*session).updated.push((at, *done));
+                What::Updated {
+                    session,
+                    begun,
+                    from,
+                    done,
+                } => {
+                    facts.session(*session).updated.push(Update {
+                        begun: *begun,
+                        at,
+                        from: *from,
+                        done: *done,
+                    });
+                }
+                What::Counted {
+                    session,
+                    revision,
+                    count,
+                } => {
+                    let counted = &mut facts.session(*session).counted;
+                    counted.push((at, (*revision, *count)));
+                }
+                What::Calm => facts.calm = Some(at),
+                What::Settled { stream } => facts.stream(*stream).settled = Some(at),
+                What::Listens {
+                    reader,
+                    stream,
+                    ghost,
+                } => {
+                    facts.stream(*stream).listeners.insert(*reader, *ghost);
                 }
                 What::Opened {
                     stream,
@@ -155,9 +212,10 @@ impl<'a> Facts<'a> {
                     stream,
                     event,
                     terminal,
+                    bytes,
                 } => {
                     let event = facts.stream(*stream).events.entry(*event).or_default();
-                    (event.begun, event.terminal) = (at, *terminal);
+                    (event.begun, event.terminal, event.bytes) = (at, *terminal, *bytes);
                 }
                 What::Appended {
                     stream,
@@ -185,6 +243,7 @@ impl<'a> Facts<'a> {
                     facts.saw(*stream, *reader, entry);
                 }
                 What::Got { reader, .. }
+                | What::Begins { reader, .. }
                 | What::Garbled { reader, .. }
                 | What::Unstored { reader, .. }
                 | What::Gap { reader }
@@ -313,12 +372,33 @@ impl<'a> Facts<'a> {
         false
     }
 
+    /// Whether any instance was dead, or stood still for a whole lease, until `to`.
+    pub(super) fn anybody_stood_still(&self, to: u64) -> bool {
+        self.instances.keys().any(|no| self.stood_still(*no, to))
+    }
+
     /// Whether somebody deletes the session, or it is gone otherwise, by then.
     pub(super) fn is_deleted(&self, session: No, by: u64) -> bool {
         self.sessions.get(&session).is_some_and(|session| {
             let gone = |(at, (_, found, _)): &At<(u64, bool, bool)>| !found && *at <= by;
             session.delete.iter().any(|begun| *begun <= by) || session.found.iter().any(gone)
         })
+    }
+
+    /// Whether events of the stream may have been evicted by then.
+    pub(super) fn evicted(&self, stream: &Stream, by: u64) -> bool {
+        let count = stream.written(by).count();
+        let bytes: usize = stream.written(by).map(|event| event.bytes).sum();
+        count > self.limits.stream_events()
+            || bytes > self.limits.stream_bytes()
+            || self.shrunk(stream.session, by)
+    }
+
+    /// Whether the session may have been over its bytes by then.
+    pub(super) fn shrunk(&self, session: No, by: u64) -> bool {
+        let streams = self.streams.values().filter(|of| of.session == session);
+        let events = streams.flat_map(|stream| stream.written(by));
+        events.map(|event| event.bytes).sum::<usize>() > self.limits.session_bytes()
     }
 
     /// Milliseconds of `finished_ttl`, `idle_ttl` and `result_ttl`.

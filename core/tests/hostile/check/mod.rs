@@ -3,6 +3,7 @@
 
 mod chain;
 mod facts;
+mod listeners;
 mod requests;
 mod sessions;
 mod streams;

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use mcp_adapter_core::storage::REMEMBERED;
+
 use super::{
     Violation,
-    facts::{Facts, Session},
+    facts::{Facts, Session, Update},
 };
 use crate::history::{No, What, Written};
 
@@ -19,7 +21,7 @@ pub(super) fn check(facts: &Facts<'_>, found: &mut Vec<Violation>) {
             session,
         };
         check.created_once(found);
-        check.updated_once(found);
+        check.counted(found);
         for (at, (began, there, _)) in &session.found {
             if *there {
                 check.deleted(*began, found);
@@ -54,18 +56,66 @@ impl Check<'_> {
         }
     }
 
-    /// Of two authors that read the same revision one wins (S2).
-    fn updated_once(&self, found: &mut Vec<Violation>) {
-        let mut seen = BTreeMap::new();
-        for (at, done) in &self.session.updated {
-            if let Written::Done(revision) = done
-                && let Some(before) = seen.insert(*revision, *at)
-                && !self.facts.lost_between(0, *at)
-            {
-                let text = format!("revision {revision} was won at {before} and at {at}");
+    /// Of those that read the same revision one wins (S2). Each revision has one
+    /// winner, and counts the counter up by one.
+    fn counted(&self, found: &mut Vec<Violation>) {
+        if self.facts.lost_between(0, u64::MAX) {
+            return;
+        }
+        let mut made: BTreeMap<u64, &Update> = BTreeMap::new();
+        for update in &self.session.updated {
+            let Written::Done(revision) = update.done else {
+                continue;
+            };
+            if revision != update.from + 1 {
+                let text = format!("from {} revision {revision} was made", update.from);
+                self.bad("one author wins", &text, found);
+            }
+            if let Some(before) = made.insert(revision, update) {
+                let text = format!(
+                    "revision {revision} was won at {} and at {}",
+                    before.at, update.at
+                );
                 self.bad("one author wins", &text, found);
             }
         }
+        for (at, (revision, count)) in &self.session.counted {
+            if revision - 1 != *count {
+                let text = format!("revision {revision} counts {count} at {at}");
+                self.bad("each winner counts", &text, found);
+            }
+        }
+        let read = self
+            .session
+            .counted
+            .iter()
+            .map(|(_, (revision, _))| *revision);
+        let last = read.chain(made.keys().copied()).max().unwrap_or(1);
+        for revision in 2..=last {
+            if !made.contains_key(&revision) && !self.may_have_won(revision, &made) {
+                let text = format!("nobody was told that it made revision {revision} of {last}");
+                self.bad("each winner is told", &text, found);
+            }
+        }
+    }
+
+    /// Whether somebody who was not told of it may have made this revision: who
+    /// was told nothing, or whose repeat came after so many others that its name
+    /// was forgotten.
+    fn may_have_won(&self, revision: u64, made: &BTreeMap<u64, &Update>) -> bool {
+        let forgotten = |at: u64| {
+            let later = made.range(revision + REMEMBERED as u64..);
+            later.into_iter().any(|(_, update)| update.begun <= at)
+        };
+        let mut tries = self.session.updated.iter();
+        tries.any(|update| {
+            update.from + 1 == revision
+                && match update.done {
+                    Written::Unknown(_) => true,
+                    Written::Refused(_) => forgotten(update.at),
+                    Written::Done(_) => false,
+                }
+        })
     }
 
     /// What begins after the answer of a delete finds nothing (S4).

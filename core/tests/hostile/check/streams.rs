@@ -1,6 +1,6 @@
 //! Events: exactly once, in order, or a typed gap or end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mcp_adapter_core::{EndReason, Position, Revocation};
 
@@ -8,6 +8,7 @@ use super::{
     Violation,
     chain::Chain,
     facts::{Facts, Stream},
+    listeners,
 };
 use crate::history::{No, What, Written};
 
@@ -17,11 +18,7 @@ const NOTICED: u64 = 40_000;
 
 pub(super) fn check(facts: &Facts<'_>, found: &mut Vec<Violation>) {
     for (no, stream) in &facts.streams {
-        let check = Check {
-            facts,
-            no: *no,
-            stream,
-        };
+        let check = Check::new(facts, *no, stream);
         check.places(found);
         let mut ends = Vec::new();
         for (reader, seen) in &stream.seen {
@@ -34,6 +31,9 @@ pub(super) fn check(facts: &Facts<'_>, found: &mut Vec<Violation>) {
         check.final_end(&ends, found);
         check.acknowledged_after_the_end(found);
         check.revoked(found);
+        if !stream.listeners.is_empty() {
+            listeners::check(&check, found);
+        }
     }
 }
 
@@ -41,12 +41,59 @@ pub(super) struct Check<'a> {
     pub(super) facts: &'a Facts<'a>,
     pub(super) no: No,
     pub(super) stream: &'a Stream,
+    /// Events whose place is not known.
+    doubtful: BTreeSet<No>,
 }
 
-impl Check<'_> {
+impl<'a> Check<'a> {
+    fn new(facts: &'a Facts<'a>, no: No, stream: &'a Stream) -> Self {
+        let mut check = Self {
+            facts,
+            no,
+            stream,
+            doubtful: BTreeSet::new(),
+        };
+        check.doubtful = check.doubtful();
+        check
+    }
+
+    /// Of events that it no longer keeps a backend knows the place of each writer's
+    /// last one only, and gives it to the repeat of any of them. Writers of calls
+    /// choose their places.
+    fn doubtful(&self) -> BTreeSet<No> {
+        if self.stream.owner.is_some() {
+            return BTreeSet::new();
+        }
+        let mut places: BTreeMap<Position, BTreeSet<No>> = BTreeMap::new();
+        let mut seen = BTreeMap::new();
+        for (event, at) in self.seen() {
+            seen.insert(event, at);
+            places.entry(at).or_default().insert(event);
+        }
+        for (event, at) in self.stored() {
+            places.entry(at).or_default().insert(event);
+        }
+        let doubtful = |(event, at): &(No, Position)| {
+            let elsewhere = seen.get(event).is_some_and(|seen| seen != at);
+            let done = self.stream.events[event].done.map_or(0, |(done, _)| done);
+            (elsewhere || places[at].len() > 1) && self.facts.evicted(self.stream, done)
+        };
+        let events = self.stored().filter(doubtful);
+        events.map(|(event, _)| event).collect()
+    }
+
+    fn seen(&self) -> impl Iterator<Item = (No, Position)> {
+        let entries = self.stream.seen.values().flatten();
+        entries.filter_map(|entry| match entry.what {
+            What::Got { at, event, .. } => Some((event, at)),
+            _ => None,
+        })
+    }
+
+    /// Events whose writers were told their places.
     pub(super) fn stored(&self) -> impl Iterator<Item = (No, Position)> {
         let stored = |(event, of): (&No, &super::facts::Event)| match of.done {
-            Some((_, Written::Done(at))) => Some((*event, at)),
+            Some((_, Written::Done(at))) if !self.doubtful.contains(event) => Some((*event, at)),
             _ => None,
         };
         self.stream.events.iter().filter_map(stored)
@@ -56,16 +103,7 @@ impl Check<'_> {
     /// all readers, whatever the backend has lost (E1).
     fn places(&self, found: &mut Vec<Violation>) {
         let (mut places, mut events) = (BTreeMap::new(), BTreeMap::new());
-        let seen = self
-            .stream
-            .seen
-            .values()
-            .flatten()
-            .filter_map(|entry| match entry.what {
-                What::Got { at, event, .. } => Some((event, at)),
-                _ => None,
-            });
-        for (event, at) in self.stored().chain(seen) {
+        for (event, at) in self.stored().chain(self.seen()) {
             let place = *places.entry(event).or_insert(at);
             let other = *events.entry(at).or_insert(event);
             if place != at && self.repeated_after_a_loss(event) {
@@ -100,6 +138,15 @@ impl Check<'_> {
         let terminal = terminal.map(|event| event.begun).min();
         let bare = self.stream.finish.map(|(at, _)| at);
         [terminal, bare].into_iter().flatten().min()
+    }
+
+    /// Whether the stream may have been over by then, and removed for its session's
+    /// bytes, which takes finished streams first.
+    pub(super) fn removed(&self, at: u64) -> bool {
+        let lost = |owner| self.facts.stood_still(owner, at);
+        let over = self.finish_begun().is_some_and(|begun| begun <= at)
+            || self.stream.owner.is_some_and(lost);
+        over && self.facts.shrunk(self.stream.session, at)
     }
 
     /// When the finish was begun and acknowledged.
@@ -145,6 +192,7 @@ impl Check<'_> {
         };
         abandoned
             || self.bare_after_a_restart()
+            || self.removed(at)
             || self.facts.stood_still(owner, at)
             || self
                 .facts
@@ -165,6 +213,7 @@ impl Check<'_> {
         }
         if let Some((begun, done)) = self.finish_done()
             && !self.bare_after_a_restart()
+            && !self.removed(at)
             && done <= at
             && !self.facts.may_be_lost(begun, done)
         {

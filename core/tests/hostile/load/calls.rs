@@ -159,11 +159,11 @@ impl Call {
         let (load, stream, client) = (Arc::clone(&self.load), self.stream, self.client.clone());
         // Its place is fixed when this has run.
         let begun = async {
-            let terminal = false;
             load.history.push(What::Append {
                 stream,
                 event,
-                terminal,
+                terminal: false,
+                bytes: data.len(),
             });
             (load.history.now(), self.writer.append(data))
         };
@@ -220,11 +220,11 @@ impl Call {
                     abandoned: false,
                 });
             } else {
-                let terminal = true;
                 load.history.push(What::Append {
                     stream,
                     event,
-                    terminal,
+                    terminal: true,
+                    bytes: data.len(),
                 });
             }
             (

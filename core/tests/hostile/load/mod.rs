@@ -1,6 +1,7 @@
 //! The work that goes on while things go wrong.
 
 mod calls;
+mod listeners;
 mod readers;
 mod requests;
 mod sessions;
@@ -53,6 +54,8 @@ pub(crate) struct Client {
     pub(crate) id: SessionId,
     /// Its standalone stream.
     pub(crate) standalone: No,
+    /// Two listeners share that, and nobody else reads it.
+    pub(crate) shared: bool,
 }
 
 pub(crate) struct Load {
@@ -68,10 +71,18 @@ pub(crate) struct Load {
     pub(crate) until: Instant,
     /// The backend may lose data.
     pub(crate) lossy: bool,
+    /// In 1000: events that are not small.
+    pub(crate) padded: u64,
 }
 
 impl Load {
-    pub(crate) fn new(fleet: Arc<Fleet>, seed: u64, until: Instant, lossy: bool) -> Arc<Self> {
+    pub(crate) fn new(
+        fleet: Arc<Fleet>,
+        seed: u64,
+        until: Instant,
+        lossy: bool,
+        padded: u64,
+    ) -> Arc<Self> {
         Arc::new(Self {
             history: fleet.world.history.clone(),
             fleet,
@@ -83,6 +94,7 @@ impl Load {
             clients: Mutex::default(),
             until,
             lossy,
+            padded,
         })
     }
 
@@ -156,7 +168,11 @@ impl Load {
     /// An event with a number that tells it from all others.
     pub(crate) fn event(&self, rng: &mut Rng) -> (No, Bytes) {
         let no = self.number();
-        let padding = if rng.chance(50) { rng.below(900) } else { 0 };
+        let padding = if rng.chance(self.padded) {
+            rng.below(900)
+        } else {
+            0
+        };
         let padding = usize::try_from(padding).unwrap_or(0);
         (no, format!("e{no} {}", "x".repeat(padding)).into())
     }

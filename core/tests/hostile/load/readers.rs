@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use mcp_adapter_core::{
-    EndReason, ErrorKind, EventId, SessionAdapter, StreamId, Tail, TailEvent, TailFrom,
+    EndReason, ErrorKind, EventId, Position, SessionAdapter, StreamId, Tail, TailEvent, TailFrom,
 };
 
 use tokio::time::Instant;
@@ -45,6 +45,8 @@ struct Reader {
     from_first: bool,
     /// What came last was a gap.
     gap: bool,
+    /// What came last was the begin of a hold.
+    began: Option<(Position, u64)>,
     /// What came last was a result without an id.
     unstored: bool,
     rng: Rng,
@@ -76,12 +78,77 @@ impl Load {
             last: None,
             from_first: !matches!(start, Start::Standalone),
             gap: false,
+            began: None,
             unstored: false,
             rng,
             habits,
         };
         let name = format!("reader {no} of stream {stream}");
         self.spawn(group, name, reader.run(start, group));
+    }
+}
+
+impl Load {
+    /// Reads all that is stored of the standalone stream.
+    pub(crate) async fn replay(self: &Arc<Self>, client: &Client, mut rng: Rng) {
+        let (no, id) = (self.number(), StreamId::standalone());
+        let mut reader = Reader {
+            load: Arc::clone(self),
+            client: client.clone(),
+            no,
+            stream: client.standalone,
+            id: id.clone(),
+            last: None,
+            from_first: true,
+            gap: false,
+            began: None,
+            unstored: false,
+            rng: rng.fork("replay", 0),
+            habits: Habits {
+                cuts: 0,
+                patience: None,
+            },
+        };
+        loop {
+            let instance = self.fleet.pick(&mut rng);
+            let Some(engine) = instance.engine() else {
+                continue;
+            };
+            let began = self.history.now();
+            let start = EventId::new(id.clone(), START);
+            let after = reader.last.clone().unwrap_or(start);
+            let replay = engine.replay(&client.id, &after, 50);
+            match instance.run("replay", Bound::Operation, replay).await {
+                Some(Ok(replay)) => {
+                    self.history.push(What::Read {
+                        reader: no,
+                        stream: client.standalone,
+                        instance: instance.no,
+                        after: Some(after.position),
+                    });
+                    // It has no turn to wait for.
+                    self.history.push(What::Begins {
+                        reader: no,
+                        after: after.position,
+                        hold: 0,
+                    });
+                    replay.events.into_iter().for_each(|item| reader.got(item));
+                    if !replay.more {
+                        self.history.push(What::Quiet { reader: no });
+                        return;
+                    }
+                }
+                Some(Err(error)) => {
+                    self.history.push(What::NoTail {
+                        reader: no,
+                        kind: error.kind(),
+                    });
+                    self.missed(client, began, &error);
+                    return;
+                }
+                None => {}
+            }
+        }
     }
 }
 
@@ -159,6 +226,7 @@ impl Reader {
     }
 
     async fn follow(&mut self, instance: &Arc<Instance>, mut tail: Tail, group: Group) -> Next {
+        self.began = None;
         let mut left = self
             .rng
             .chance(self.habits.cuts)
@@ -225,13 +293,22 @@ impl Reader {
                     None => What::Garbled { reader, at },
                 });
                 self.last = Some(id);
+                self.began = None;
             }
             TailEvent::Unstored { data } => {
                 let event = number_in(&data, 'e').unwrap_or(0);
                 self.push(What::Unstored { reader, event });
             }
             TailEvent::Gap { .. } => self.push(What::Gap { reader }),
-            TailEvent::Begins { .. } => {}
+            TailEvent::Begins { after, hold } => {
+                let after = after.position;
+                self.began = Some((after, hold));
+                self.push(What::Begins {
+                    reader,
+                    after,
+                    hold,
+                });
+            }
             other => self.push(What::Fault(format!("reader {reader}: {other:?}"))),
         }
     }
@@ -279,6 +356,13 @@ impl Reader {
                 .map(|last| last.position)
                 .or(self.from_first.then_some(START)),
         });
+        if let Some((after, hold)) = self.began {
+            self.push(What::Begins {
+                reader: no,
+                after,
+                hold,
+            });
+        }
         if self.gap {
             self.push(What::Gap { reader: no });
         }
@@ -291,6 +375,7 @@ impl Reader {
             last: self.last.clone(),
             from_first: self.from_first,
             gap: self.gap,
+            began: self.began,
             unstored: false,
             rng: self.rng.fork("ghost", 0),
             habits: Habits {

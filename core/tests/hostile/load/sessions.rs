@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use mcp_adapter_core::{SessionAdapter, SessionRecord, StreamId};
+use mcp_adapter_core::{ErrorKind, SessionAdapter, SessionRecord, StreamId};
 use tokio::time::Instant;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     readers::{Habits, Start},
 };
 use crate::{
-    fleet::Bound,
+    fleet::{Bound, Instance},
     history::{What, Written},
     rng::Rng,
 };
@@ -25,16 +25,28 @@ pub(crate) struct Business {
     pub(crate) updates: u64,
     /// In 1000: how often it is deleted before the end.
     pub(crate) deleted: u64,
+    /// In 1000: how often two listeners share its standalone stream.
+    pub(crate) shared: u64,
 }
 
 impl Load {
     /// A session, or nothing where nobody could create it. An id of which it is
     /// unknown whether it was created is not used, as a server would not.
-    pub(crate) async fn open(self: &Arc<Self>, rivals: bool, mut rng: Rng) -> Option<Client> {
+    pub(crate) async fn open(
+        self: &Arc<Self>,
+        rivals: bool,
+        shared: bool,
+        mut rng: Rng,
+    ) -> Option<Client> {
         for _ in 0..20 {
             let (no, standalone) = (self.number(), self.number());
             let id = format!("session-{}-{no}", self.seed).parse().ok()?;
-            let client = Client { no, id, standalone };
+            let client = Client {
+                no,
+                id,
+                standalone,
+                shared,
+            };
             // Sometimes several create it at once: one of them does.
             let rivals = if rivals && rng.chance(200) { 2 } else { 1 };
             let all: Vec<_> = (0..rivals)
@@ -55,7 +67,7 @@ impl Load {
     }
 
     /// Whether it is there now.
-    async fn create(&self, client: &Client, instance: Arc<crate::fleet::Instance>) -> bool {
+    async fn create(&self, client: &Client, instance: Arc<Instance>) -> bool {
         let Some(engine) = instance.engine() else {
             return false;
         };
@@ -82,7 +94,8 @@ impl Load {
     /// All business of one session until the end of the run.
     pub(crate) async fn session(self: Arc<Self>, business: Business, mut rng: Rng) {
         let deleted = rng.chance(business.deleted);
-        let Some(client) = self.open(!deleted, rng.fork("open", 0)).await else {
+        let shared = rng.chance(business.shared);
+        let Some(client) = self.open(!deleted, shared, rng.fork("open", 0)).await else {
             return;
         };
         let stream = (client.standalone, StreamId::standalone());
@@ -90,7 +103,11 @@ impl Load {
             cuts: 500,
             patience: None,
         };
-        for number in 0..rng.within(1, 3) {
+        if shared {
+            self.listen(&client, &rng);
+        }
+        let readers = rng.within(1, 3);
+        for number in 0..if shared { 0 } else { readers } {
             let rng = rng.fork("reader", number);
             self.read(
                 Group::Session,
@@ -143,7 +160,7 @@ impl Load {
             let client = client.clone();
             let name = format!("author {author} of session {}", client.no);
             self.spawn(Group::Work, name, async move {
-                load.update(&client, rng, business.updates, left).await;
+                load.count(&client, rng, business.updates, left).await;
             });
         }
         if deleted {
@@ -165,7 +182,7 @@ impl Load {
             .saturating_duration_since(Instant::now())
             .as_millis();
         pause(&mut rng, 0, u64::try_from(left).unwrap_or(0)).await;
-        let Some(client) = self.open(false, rng.fork("open", 0)).await else {
+        let Some(client) = self.open(false, false, rng.fork("open", 0)).await else {
             return;
         };
         pause(&mut rng, 0, 2000).await;
@@ -182,37 +199,12 @@ impl Load {
             pause(&mut rng, 0, 2 * left / appends.max(1)).await;
             let burst = if rng.chance(200) { rng.within(2, 6) } else { 1 };
             for _ in 0..burst {
-                let instance = self.fleet.pick(&mut rng);
-                let (event, data) = self.event(&mut rng);
                 let (load, client) = (Arc::clone(self), client.clone());
-                let append = async move {
-                    let Some(engine) = instance.engine() else {
-                        return;
-                    };
-                    let (stream, terminal) = (client.standalone, false);
-                    load.history.push(What::Append {
-                        stream,
-                        event,
-                        terminal,
-                    });
-                    let began = load.history.now();
-                    let append = engine.append(&client.id, data);
-                    let Some(done) = instance.run("append", Bound::Operation, append).await else {
-                        return;
-                    };
-                    match &done {
-                        Ok(_) => load.found(&client, began, true, true),
-                        Err(error) => load.missed(&client, began, error),
-                    }
-                    let done = Written::of(done.as_ref(), |id| id.position);
-                    load.history.push(What::Appended {
-                        stream,
-                        event,
-                        done,
-                    });
-                };
+                let rng = Rng::new(rng.next());
+                let name = format!("append to {}", client.standalone);
+                let append = async move { load.append(&client, rng).await };
                 if burst > 1 {
-                    self.spawn(Group::Work, format!("append of {event}"), append);
+                    self.spawn(Group::Work, name, append);
                 } else {
                     append.await;
                 }
@@ -220,40 +212,105 @@ impl Load {
         }
     }
 
-    /// Compare-and-set of the record, against another author.
-    async fn update(&self, client: &Client, mut rng: Rng, updates: u64, left: u64) {
-        for _ in 0..updates {
-            pause(&mut rng, 0, 2 * left / updates.max(1)).await;
+    /// One event for the standalone stream.
+    pub(crate) async fn append(&self, client: &Client, mut rng: Rng) {
+        let instance = self.fleet.pick(&mut rng);
+        let (event, data) = self.event(&mut rng);
+        let Some(engine) = instance.engine() else {
+            return;
+        };
+        let stream = client.standalone;
+        self.history.push(What::Append {
+            stream,
+            event,
+            terminal: false,
+            bytes: data.len(),
+        });
+        let began = self.history.now();
+        let append = engine.append(&client.id, data);
+        let Some(done) = instance.run("append", Bound::Operation, append).await else {
+            return;
+        };
+        match &done {
+            Ok(_) => self.found(client, began, true, true),
+            Err(error) => self.missed(client, began, error),
+        }
+        let done = Written::of(done.as_ref(), |id| id.position);
+        self.history.push(What::Appended {
+            stream,
+            event,
+            done,
+        });
+    }
+
+    /// The session's counter, counted up by several at once: all read it, and all
+    /// write the same.
+    async fn count(self: &Arc<Self>, client: &Client, mut rng: Rng, times: u64, left: u64) {
+        for _ in 0..times {
+            pause(&mut rng, 0, 2 * left / times.max(1)).await;
+            let rivals = (0..rng.within(1, 3)).map(|_| self.count_up(client, Rng::new(rng.next())));
+            join_all(rivals.collect::<Vec<_>>()).await;
+        }
+    }
+
+    /// Until it has won or the session cannot be read: a conflict is tried again.
+    async fn count_up(&self, client: &Client, mut rng: Rng) {
+        for _ in 0..8 {
             let instance = self.fleet.pick(&mut rng);
             let Some(engine) = instance.engine() else {
-                continue;
+                return;
             };
-            let began = self.history.now();
-            let entering = engine.enter(&client.id, None, None);
-            let session = match instance.run("enter", Bound::Operation, entering).await {
-                Some(Ok(entered)) => entered.session,
-                Some(Err(error)) => {
-                    self.missed(client, began, &error);
-                    continue;
-                }
-                None => continue,
+            let Some((revision, record)) = self.read_count(client, &instance).await else {
+                return;
             };
-            self.found(client, began, true, true);
-            let mut record = SessionRecord::clone(&session.record);
-            record.state = self.number().into();
-            let began = self.history.now();
-            let update = engine.update(&client.id, session.revision, record);
-            let Some(done) = instance.run("update", Bound::Operation, update).await else {
-                continue;
-            };
-            if let Err(error) = &done {
-                self.missed(client, began, error);
+            let mut next = SessionRecord::clone(&record);
+            next.state = (count_of(&record) + 1).into();
+            let begun = self.history.now();
+            let update = engine.update(&client.id, revision, next);
+            let updated = instance.run("update", Bound::Operation, update).await;
+            if let Some(Err(error)) = &updated {
+                self.missed(client, begun, error);
             }
-            let done = Written::of(done.as_ref(), |revision| *revision);
+            // Who dies meanwhile may have won.
+            let done = updated.map_or(Written::Unknown(ErrorKind::Closed), |updated| {
+                Written::of(updated.as_ref(), |revision| *revision)
+            });
             self.history.push(What::Updated {
                 session: client.no,
+                begun,
+                from: revision,
                 done,
             });
+            if done != Written::Refused(ErrorKind::Conflict) {
+                return;
+            }
+        }
+    }
+
+    async fn read_count(
+        &self,
+        client: &Client,
+        instance: &Instance,
+    ) -> Option<(u64, Arc<SessionRecord>)> {
+        let engine = instance.engine()?;
+        let began = self.history.now();
+        let entering = engine.enter(&client.id, None, None);
+        match instance.run("enter", Bound::Operation, entering).await? {
+            Ok(entered) => {
+                self.found(client, began, true, true);
+                let (revision, record) = (entered.session.revision, entered.session.record);
+                let count = count_of(&record);
+                self.history.push(What::Counted {
+                    session: client.no,
+                    revision,
+                    count,
+                });
+                Some((revision, record))
+            }
+            Err(error) => {
+                self.missed(client, began, &error);
+                None
+            }
         }
     }
 
@@ -284,21 +341,10 @@ impl Load {
     /// A request that does no more than look whether the session is there.
     pub(crate) async fn visit(&self, client: &Client, rng: &mut Rng) -> bool {
         let instance = self.fleet.pick(rng);
-        let Some(engine) = instance.engine() else {
-            return false;
-        };
-        let began = self.history.now();
-        let entering = engine.enter(&client.id, None, None);
-        match instance.run("enter", Bound::Operation, entering).await {
-            Some(Ok(_)) => {
-                self.found(client, began, true, true);
-                true
-            }
-            Some(Err(error)) => {
-                self.missed(client, began, &error);
-                false
-            }
-            None => false,
-        }
+        self.read_count(client, &instance).await.is_some()
     }
+}
+
+fn count_of(record: &SessionRecord) -> u64 {
+    record.state.as_u64().unwrap_or(0)
 }

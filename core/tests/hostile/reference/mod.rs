@@ -12,12 +12,12 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use mcp_adapter_core::{
-    Cancelled, Capabilities, Count, InstanceId, PrincipalKey, Result, RpcId, SessionKey, Stats,
-    StreamId,
+    Cancelled, Capabilities, Count, InstanceId, Position, PrincipalKey, Result, RpcId, SessionKey,
+    Stats, StreamId,
     storage::{
-        Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold, Knock,
-        NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey, RequestState, Settle,
-        Settled, Storage, Swept, Target, UpdateSession, Updated,
+        Append, Appended, Beat, Claim, Cursor, Dead, Door, Entered, Generation, Held, Hold,
+        HoldStart, Knock, NewSession, OpenStream, Profile, Put, PutRequest, Read, RequestKey,
+        RequestState, Settle, Settled, Storage, StreamState, Swept, Target, UpdateSession, Updated,
     },
 };
 use parking_lot::Mutex;
@@ -38,6 +38,31 @@ pub(crate) struct Defects {
     /// Nothing remembers a deleted session, so that a create that was held up
     /// brings it back.
     pub(crate) no_tombstones: bool,
+    /// The repeat of an update is recognised by what it writes, not by its name.
+    pub(crate) updates_by_content: bool,
+    /// All holds of the standalone stream look like one, so that who comes back
+    /// always goes on with the last one.
+    pub(crate) returns_take_over: bool,
+    /// No holds are remembered.
+    pub(crate) holds_forgotten: bool,
+}
+
+impl Defects {
+    /// The state as a backend with these defects shows it.
+    fn shown(self, mut state: StreamState) -> StreamState {
+        if self.returns_take_over {
+            state.holds = state.holds.pop().map_or_else(Vec::new, |last| {
+                vec![HoldStart {
+                    began: Position::START,
+                    ..last
+                }]
+            });
+        }
+        if self.holds_forgotten {
+            state.holds.clear();
+        }
+        state
+    }
 }
 
 struct Inner {

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use mcp_adapter_core::{
     InstanceId, PrincipalKey, RpcId, SessionKey, StreamId, WaiterToken,
     storage::{
-        Append, Appended, Cursor, Entered, Held, Hold, NewSession, OpenStream, Place, Read, Target,
-        UpdateSession, Updated,
+        Append, Appended, Cursor, Entered, Held, Hold, Names, NewSession, OpenStream, Place, Read,
+        Target, UpdateSession, Updated, Usage,
     },
 };
 use tokio::time::Instant;
@@ -24,12 +24,16 @@ pub(super) struct Session {
     creator: WaiterToken,
     record: Bytes,
     revision: u64,
-    /// The revision that each update has made. Never forgotten.
-    updates: BTreeMap<u128, u64>,
+    /// The last updates that won: the last one made the revision.
+    updates: Names,
     idle: Duration,
     hard: Option<Instant>,
     deadline: Instant,
     born: u32,
+    /// Appends so far: the age of events.
+    appends: u64,
+    /// The last epoch of a standalone stream that is gone.
+    former: u32,
     pub(super) streams: BTreeMap<StreamId, Stream>,
     pub(super) requests: BTreeMap<RpcId, Request>,
 }
@@ -38,6 +42,29 @@ impl Session {
     fn touch(&mut self, now: Instant) {
         let slid = now + self.idle;
         self.deadline = self.hard.map_or(slid, |hard| slid.min(hard));
+    }
+
+    fn bytes(&self) -> u64 {
+        self.streams.values().map(Stream::bytes).sum()
+    }
+
+    /// The standalone stream, made where it is not there.
+    fn standalone(&mut self, id: &StreamId) -> &mut Stream {
+        let former = self.former;
+        self.streams
+            .entry(id.clone())
+            .or_insert_with(|| Stream::shared(former))
+    }
+
+    fn remove_streams(&mut self, remove: impl Fn(&StreamId, &Stream) -> bool) {
+        let former = &mut self.former;
+        self.streams.retain(|id, stream| {
+            let removed = remove(id, stream);
+            if removed && id.is_standalone() {
+                *former = (*former).max(stream.epoch());
+            }
+            !removed
+        });
     }
 
     pub(super) fn pending(&self) -> usize {
@@ -52,7 +79,8 @@ impl Session {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Data {
     pub(super) sessions: BTreeMap<SessionKey, Session>,
-    deleted: BTreeMap<SessionKey, (WaiterToken, Instant)>,
+    /// Creators of deleted sessions, and until when they are remembered.
+    deleted: BTreeMap<(SessionKey, u128), Instant>,
     pub(super) beats: BTreeMap<InstanceId, (u64, Instant)>,
 }
 
@@ -61,12 +89,10 @@ impl Data {
     /// so that nothing expired is ever seen.
     pub(super) fn purge(&mut self, now: Instant) {
         self.sessions.retain(|_, session| now < session.deadline);
-        self.deleted.retain(|_, (_, until)| now < *until);
+        self.deleted.retain(|_, until| now < *until);
         self.beats.retain(|_, (_, until)| now < *until);
         for session in self.sessions.values_mut() {
-            session
-                .streams
-                .retain(|_, stream| stream.expires.is_none_or(|at| now < at));
+            session.remove_streams(|_, stream| stream.expires.is_some_and(|at| at <= now));
             for request in session.requests.values_mut() {
                 request.time_out(now);
             }
@@ -87,8 +113,7 @@ impl Data {
         if let Some(session) = self.sessions.get(&new.session) {
             return session.creator == new.creator;
         }
-        let deleted = self.deleted.get(&new.session);
-        if deleted.is_some_and(|(creator, _)| *creator == new.creator) {
+        if self.deleted.contains_key(&(new.session, new.creator.0)) {
             return false;
         }
         let mut session = Session {
@@ -100,7 +125,9 @@ impl Data {
             hard: new.absolute_ttl.map(|ttl| context.now + ttl),
             deadline: context.now,
             born: context.generation,
-            updates: BTreeMap::new(),
+            appends: 0,
+            former: 0,
+            updates: Names::default(),
             streams: BTreeMap::new(),
             requests: BTreeMap::new(),
         };
@@ -117,10 +144,7 @@ impl Data {
         open: Option<&OpenStream>,
     ) -> Entered {
         let theirs = self.sessions.values().filter(|s| s.principal == *principal);
-        let bytes: u64 = theirs
-            .flat_map(|s| s.streams.values())
-            .map(Stream::bytes)
-            .sum();
+        let bytes: u64 = theirs.map(Session::bytes).sum();
         let session = self.sessions.get_mut(key);
         let Some(session) = session.filter(|session| session.principal == *principal) else {
             return Entered::NoSession;
@@ -152,16 +176,22 @@ impl Data {
         let Some(session) = session.filter(|session| session.principal == update.principal) else {
             return Updated::NoSession;
         };
-        let made = session.updates.get(&update.attempt.0).copied();
-        if let Some(revision) = made.filter(|_| !context.defects.no_repeat_safety) {
-            return Updated::Done(revision);
+        let age = session.updates.age(update.attempt);
+        let by_content = session.revision == update.revision + 1 && session.record == update.record;
+        let age = if context.defects.updates_by_content {
+            by_content.then_some(0)
+        } else {
+            age
+        };
+        if let Some(age) = age.filter(|_| !context.defects.no_repeat_safety) {
+            return Updated::Done(session.revision - age);
         }
         if session.revision != update.revision {
             return Updated::Conflict;
         }
         session.record = update.record.clone();
         session.revision += 1;
-        session.updates.insert(update.attempt.0, session.revision);
+        session.updates.push(update.attempt);
         Updated::Done(session.revision)
     }
 
@@ -177,7 +207,7 @@ impl Data {
         let session = self.sessions.remove(key)?;
         if !context.defects.no_tombstones {
             let until = context.now + TOMBSTONE;
-            self.deleted.insert(*key, (session.creator, until));
+            self.deleted.insert((*key, session.creator.0), until);
         }
         let mut parties = Vec::new();
         for stream in session.streams.values() {
@@ -199,13 +229,19 @@ impl Data {
             return Appended::NoSession;
         };
         if matches!(append.place, Place::Shared { .. }) {
-            session.streams.entry(append.stream.clone()).or_default();
+            session.standalone(&append.stream);
         }
+        session.appends += 1;
+        let (born, age) = (session.born, session.appends);
         let Some(stream) = session.streams.get_mut(&append.stream) else {
             return Appended::NoStream;
         };
-        let appended = stream.append(context, append, session.born);
-        if matches!(appended, Appended::Stored { .. }) {
+        let mut appended = stream.append(context, append, born, age);
+        if let Appended::Stored { usage, .. } = &mut appended {
+            *usage = Usage {
+                session_bytes: session.bytes(),
+                principal_bytes: 0,
+            };
             session.touch(context.now);
             let target = Target::Stream(append.stream.clone());
             context.wake(append.wake, &append.session, target);
@@ -225,13 +261,13 @@ impl Data {
             .get(&cursor.stream)
             .map_or(Read::NoStream, |stream| Read::Page {
                 events: stream.page(cursor),
-                state: stream.state(),
+                state: context.defects.shown(stream.state()),
             })
     }
 
     pub(super) fn hold(
         &mut self,
-        _: &Context,
+        context: &Context,
         key: &SessionKey,
         stream: &StreamId,
         me: InstanceId,
@@ -241,34 +277,33 @@ impl Data {
             return Held::NoSession;
         };
         if stream.is_standalone() {
-            session.streams.entry(stream.clone()).or_default();
+            session.standalone(stream);
         }
         let stream = session.streams.get_mut(stream);
-        stream.map_or(Held::NoStream, |stream| stream.hold(me, hold))
+        stream.map_or(Held::NoStream, |stream| {
+            stream.hold(me, hold, context.defects)
+        })
     }
 
     pub(super) fn shrink(&mut self, key: &SessionKey, max_bytes: u64) -> u64 {
         let Some(session) = self.sessions.get_mut(key) else {
             return 0;
         };
-        let bytes = |session: &Session| session.streams.values().map(Stream::bytes).sum::<u64>();
-        while bytes(session) > max_bytes {
-            let ended = session
-                .streams
-                .iter()
-                .filter(|(_, stream)| stream.end.is_some());
-            let oldest = ended
-                .min_by_key(|(_, stream)| stream.expires)
-                .map(|(id, _)| id.clone());
-            let went = match oldest {
-                Some(id) => session.streams.remove(&id).is_some(),
-                None => session.streams.values_mut().any(Stream::evict),
-            };
-            if !went {
+        while session.bytes() > max_bytes {
+            let streams = || session.streams.iter();
+            let ended = streams().filter(|(_, stream)| stream.end.is_some());
+            let ended = ended.min_by_key(|(_, stream)| stream.expires);
+            let aged = streams().filter_map(|(id, stream)| Some((stream.age()?, id)));
+            if let Some(first) = ended.map(|(id, _)| id.clone()) {
+                session.remove_streams(|id, _| *id == first);
+            } else if let Some(oldest) = aged.min().map(|(_, id)| id.clone()) {
+                let stream = session.streams.get_mut(&oldest);
+                stream.map(Stream::evict);
+            } else {
                 break;
             }
         }
-        bytes(session)
+        session.bytes()
     }
 
     pub(super) fn stats(&self) -> [u64; 5] {

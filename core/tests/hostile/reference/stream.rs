@@ -12,13 +12,26 @@ use mcp_adapter_core::{
 };
 use tokio::time::Instant;
 
-use super::Context;
+use super::{Context, Defects};
 
 #[derive(Debug, Clone)]
 struct Event {
     position: Position,
     prev: Option<Position>,
     data: Bytes,
+    /// Its place in the order of all appends to the session.
+    age: u64,
+    /// Of a shared stream: by whom, and under which number.
+    tag: Option<(InstanceId, u64)>,
+}
+
+/// What is known of a writer of a shared stream beside its events.
+#[derive(Debug, Clone, Copy)]
+struct Writer {
+    /// Its highest number.
+    last: u64,
+    /// Its last event that is no longer there.
+    evicted: Option<(u64, Position)>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -30,11 +43,11 @@ pub(super) struct Stream {
     /// Set with the end.
     pub(super) expires: Option<Instant>,
     top: Position,
-    /// The top of each epoch.
-    tops: BTreeMap<u32, u64>,
     events: Vec<Event>,
-    /// Of a shared stream: where each writer's numbers went. Never forgotten.
-    tags: BTreeMap<(InstanceId, u64), Position>,
+    /// Of a shared stream: all who ever wrote.
+    writers: BTreeMap<InstanceId, Writer>,
+    /// Of a shared stream: the last epoch of one that is gone.
+    former: u32,
     pub(super) holder: Option<Holder>,
     number: u64,
     /// Where the present hold began.
@@ -65,6 +78,24 @@ impl Stream {
         }
     }
 
+    /// The standalone stream; `former`: the last epoch of one that is gone, or 0.
+    pub(super) fn shared(former: u32) -> Self {
+        Self {
+            former,
+            ..Self::default()
+        }
+    }
+
+    /// The highest epoch that it has used, or one before it.
+    pub(super) fn epoch(&self) -> u32 {
+        self.top.epoch.max(self.former)
+    }
+
+    /// The age of its oldest event.
+    pub(super) fn age(&self) -> Option<u64> {
+        self.events.first().map(|event| event.age)
+    }
+
     pub(super) fn is_open_call(&self) -> bool {
         self.owner.is_some() && self.end.is_none()
     }
@@ -80,12 +111,14 @@ impl Stream {
         self.events.len() as u64
     }
 
-    pub(super) fn evict(&mut self) -> bool {
-        let any = !self.events.is_empty();
-        if any {
-            self.events.remove(0);
+    /// Drops the oldest event, of which there must be one.
+    pub(super) fn evict(&mut self) {
+        let event = self.events.remove(0);
+        if let Some((instance, tag)) = event.tag
+            && let Some(writer) = self.writers.get_mut(&instance)
+        {
+            writer.evicted = Some((tag, event.position));
         }
-        any
     }
 
     /// The stream of a dead owner: a new epoch, so that whatever the owner
@@ -98,7 +131,13 @@ impl Stream {
     }
 
     /// `born`: the generation in which its session was created.
-    pub(super) fn append(&mut self, context: &Context, append: &Append, born: u32) -> Appended {
+    pub(super) fn append(
+        &mut self,
+        context: &Context,
+        append: &Append,
+        born: u32,
+        age: u64,
+    ) -> Appended {
         let admission = match append.place {
             Place::Owned { owner, position } => self.admit_owned(context, append, owner, position),
             Place::Shared { writer, tag } => self.admit_shared(context, append, writer, tag, born),
@@ -109,10 +148,17 @@ impl Stream {
             Admission::Repeat(position) => position,
             Admission::New(position, prev) => {
                 if let Some(event) = &append.event {
-                    self.store(position, prev, event.data.clone());
-                    if let Place::Shared { writer, tag } = append.place {
-                        self.tags.insert((writer, tag), position);
-                    }
+                    let tag = match append.place {
+                        Place::Shared { writer, tag } => Some((writer, tag)),
+                        Place::Owned { .. } => None,
+                    };
+                    self.store(Event {
+                        position,
+                        prev,
+                        data: event.data.clone(),
+                        age,
+                        tag,
+                    });
                     while self.events.len() > 1
                         && (self.events.len() > append.keep_events
                             || self.bytes() > append.keep_bytes as u64)
@@ -146,14 +192,20 @@ impl Stream {
         self.expires = Some(now + ttl);
     }
 
-    fn store(&mut self, position: Position, prev: Option<Position>, data: Bytes) {
-        self.tops.insert(position.epoch, position.seq);
-        self.top = position;
-        self.events.push(Event {
-            position,
-            prev,
-            data,
-        });
+    fn store(&mut self, event: Event) {
+        self.top = event.position;
+        if let Some((instance, tag)) = event.tag {
+            let writer = self.writers.entry(instance).or_insert(Writer {
+                last: 0,
+                evicted: None,
+            });
+            writer.last = writer.last.max(tag);
+        }
+        self.events.push(event);
+    }
+
+    fn has(&self, position: Position) -> bool {
+        self.events.iter().any(|event| event.position == position)
     }
 
     fn admit_owned(
@@ -167,8 +219,12 @@ impl Stream {
         if self.owner != Some(owner) && fencing {
             return Admission::Refused(Appended::Fenced);
         }
-        let stored = self.tops.get(&position.epoch).copied().unwrap_or(0);
-        if append.event.is_some() && position.seq <= stored {
+        let stored = if position.epoch == self.top.epoch {
+            position.seq <= self.top.seq
+        } else {
+            self.has(position)
+        };
+        if append.event.is_some() && stored {
             if context.defects.no_repeat_safety && self.end.is_none() {
                 let again = Position::new(self.top.epoch, self.top.seq + 1);
                 return Admission::New(again, None);
@@ -200,9 +256,9 @@ impl Stream {
         if self.owner.is_some() {
             return Admission::Refused(Appended::Fenced);
         }
-        let stored = self.tags.get(&(writer, tag));
+        let stored = self.stored_as(writer, tag);
         if let Some(position) = stored.filter(|_| !context.defects.no_repeat_safety) {
-            return Admission::Repeat(*position);
+            return Admission::Repeat(position);
         }
         if self.end.is_some() {
             return if append.event.is_none() {
@@ -217,9 +273,10 @@ impl Stream {
         let (epoch, prev) = if context.defects.epochs_from_data {
             (1, None)
         } else {
-            let unknown = Position::new(context.generation - 1, u64::MAX);
-            let prev = (born < context.generation).then_some(unknown);
-            (context.generation, prev)
+            let epoch = context.generation.max(self.former + 1);
+            let unknown = Position::new(epoch - 1, u64::MAX);
+            let others = born < context.generation || self.former > 0;
+            (epoch, others.then_some(unknown))
         };
         if self.top.epoch >= epoch {
             Admission::New(Position::new(self.top.epoch, self.top.seq + 1), None)
@@ -228,11 +285,24 @@ impl Stream {
         }
     }
 
+    /// Where this number was stored; once that event is evicted, where the last
+    /// one of its writer was. One that came after a higher one is taken for a
+    /// repeat.
+    fn stored_as(&self, instance: InstanceId, tag: u64) -> Option<Position> {
+        let writer = self.writers.get(&instance)?;
+        let kept = self.events.iter().find(|e| e.tag == Some((instance, tag)));
+        let evicted = writer.evicted.map(|(_, position)| position);
+        let gone = || evicted.unwrap_or(Position::START);
+        let position = kept.map_or_else(gone, |event| event.position);
+        (tag <= writer.last).then_some(position)
+    }
+
     pub(super) fn page(&self, cursor: &Cursor) -> Vec<StoredEvent> {
         let mut bytes = 0;
         let mut page = Vec::new();
         for event in self.events.iter().filter(|e| e.position > cursor.after) {
-            bytes += event.data.len();
+            // An empty event counts, too: only the first one is free.
+            bytes += event.data.len().max(1);
             if page.len() >= cursor.max_events || (!page.is_empty() && bytes > cursor.max_bytes) {
                 break;
             }
@@ -257,7 +327,15 @@ impl Stream {
         }
     }
 
-    pub(super) fn hold(&mut self, me: InstanceId, hold: Hold) -> Held {
+    pub(super) fn hold(&mut self, me: InstanceId, hold: Hold, defects: Defects) -> Held {
+        let mut held = self.held_by(me, hold);
+        if let Held::Done { state, .. } = &mut held {
+            *state = defects.shown(state.clone());
+        }
+        held
+    }
+
+    fn held_by(&mut self, me: InstanceId, hold: Hold) -> Held {
         match (hold, self.holder) {
             (Hold::TakeFrom(from), Some(holder)) if from != Some(holder) => {
                 if holder.instance == me {

@@ -49,7 +49,7 @@ impl Data {
         let alive = !theirs || dead == Some(false);
         let settled = request.settle(settle, alive, context.now);
         if context.defects.no_repeat_safety {
-            request.forget_attempt();
+            request.forget_attempts();
         }
         if settled == Settled::Won {
             // Backends of both kinds are played: those that send the outcome along
@@ -150,7 +150,7 @@ impl Data {
             }
             for request in session.requests.values_mut() {
                 if request.is_pending() && is_dead(request.owner) && removed < budget {
-                    request.end_as(context.now, OutcomeKind::OwnerLost, Bytes::new(), None);
+                    request.end_as(context.now, OutcomeKind::OwnerLost, Bytes::new());
                     removed += 1;
                 }
             }

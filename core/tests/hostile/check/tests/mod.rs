@@ -1,6 +1,7 @@
 //! Hand-made histories: each breaks one promise, and the checker names it; the
 //! same history without the break passes.
 
+mod listeners;
 mod sessions;
 mod streams;
 
@@ -78,6 +79,7 @@ impl Past {
             stream: 10,
             event,
             terminal,
+            bytes: 10,
         });
         self.push(What::Appended {
             stream: 10,
@@ -125,6 +127,24 @@ impl Past {
         self.push(What::Answer {
             request: 30,
             answer: 33,
+        });
+    }
+
+    fn counts_up(&mut self, from: u64, done: Written<u64>) {
+        let begun = self.now;
+        self.push(What::Updated {
+            session: 1,
+            begun,
+            from,
+            done,
+        });
+    }
+
+    fn counted(&mut self, revision: u64, count: u64) {
+        self.push(What::Counted {
+            session: 1,
+            revision,
+            count,
         });
     }
 

@@ -1,6 +1,6 @@
 //! Client requests and sessions.
 
-use mcp_adapter_core::{Delivery, OutcomeKind};
+use mcp_adapter_core::{Delivery, ErrorKind, OutcomeKind};
 
 use super::{Past, breaks, sound};
 use crate::history::{What, Written};
@@ -114,13 +114,39 @@ fn a_session_is_there_until_it_is_deleted_or_idle_and_never_after() {
 #[test]
 fn of_two_authors_or_creators_one_wins() {
     breaks("one author wins", |past| {
+        past.counts_up(1, Written::Done(2));
+        past.counts_up(1, Written::Done(2));
+    });
+    breaks("one author wins", |past| {
+        past.counts_up(1, Written::Done(3));
+    });
+    sound(|past| {
+        past.counts_up(1, Written::Done(2));
+        past.counts_up(1, Written::Refused(ErrorKind::Conflict));
+        past.counts_up(2, Written::Unknown(ErrorKind::Timeout));
+        past.counted(3, 2);
+    });
+    breaks("each winner counts", |past| {
+        past.counts_up(1, Written::Done(2));
+        past.counts_up(2, Written::Done(3));
+        past.counted(3, 1);
+    });
+    // The winner's repeat was answered as another's.
+    breaks("each winner is told", |past| {
+        past.counts_up(1, Written::Refused(ErrorKind::Conflict));
+        past.counted(2, 1);
+    });
+    // Eight others have won since.
+    sound(|past| {
+        let begun = past.now;
+        for from in 2..10 {
+            past.counts_up(from, Written::Done(from + 1));
+        }
         past.push(What::Updated {
             session: 1,
-            done: Written::Done(2),
-        });
-        past.push(What::Updated {
-            session: 1,
-            done: Written::Done(2),
+            begun,
+            from: 1,
+            done: Written::Refused(ErrorKind::Conflict),
         });
     });
     breaks("created once", |past| {

@@ -53,6 +53,7 @@ fn what_the_backend_lost_needs_a_gap_all_the_same() {
             stream: 10,
             event: 90,
             terminal: true,
+            bytes: 10,
         });
         let done = Written::Done(Position::new(2, 1));
         past.push(What::Appended {
