@@ -270,11 +270,12 @@ pub enum Hold {
     /// somebody else holds it, and is told as [`Held::Busy`].
     TakeFrom(Option<Holder>),
     /// Goes on with the hold of this number, for a client that comes back: becomes
-    /// the holder, under the next number, if no other hold began since, whether
-    /// that one still goes on, with whomever, or was let go of. Where it began
-    /// stays; where it was let go of is forgotten. Where another hold began since
-    /// and the caller has it, this is a repeat, with that number and cursor;
-    /// otherwise it is [`Held::Past`].
+    /// the holder, under the next number, if the last hold has this number, whether
+    /// it still goes on, with whomever, or was let go of. Where it began stays; where
+    /// it was let go of is forgotten. Where the last hold has another number, since
+    /// another one began or another holder went on with this one, and the caller
+    /// holds the stream, this is a repeat, with that number and cursor; otherwise it
+    /// is [`Held::Past`].
     Continue {
         /// The number.
         number: u64,
