@@ -338,15 +338,19 @@ impl<S: Storage> Shared<S> {
                     self.interests.remove_owned(owned);
                 }
             }
-            // Ended by others and removed since.
-            Read::NoStream if self.may_have_lost(owned) => {
-                owned.revoke(Revocation::Fenced);
-                self.interests.remove_owned(owned);
-            }
             // Lost, and the next append opens it again; or not there yet.
             Read::NoStream => {
-                let orphaned = owned.state.lock().orphaned;
-                if orphaned.is_some_and(|until| until <= Instant::now()) {
+                let (orphaned, finishing) = {
+                    let state = owned.state.lock();
+                    (state.orphaned, state.finishing)
+                };
+                let writes = orphaned.is_none() && !finishing;
+                let there = owned.opened.elapsed() >= self.limits.lease();
+                if writes && there && self.may_have_lost(owned) {
+                    // Ended by others, and removed since.
+                    owned.revoke(Revocation::Fenced);
+                    self.interests.remove_owned(owned);
+                } else if orphaned.is_some_and(|until| until <= Instant::now()) {
                     self.interests.remove_owned(owned);
                 }
             }

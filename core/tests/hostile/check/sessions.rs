@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mcp_adapter_core::storage::REMEMBERED;
+use mcp_adapter_core::{ErrorKind, storage::REMEMBERED};
 
 use super::{
     Violation,
@@ -111,7 +111,9 @@ impl Check<'_> {
         tries.any(|update| {
             update.from + 1 == revision
                 && match update.done {
-                    Written::Unknown(_) => true,
+                    // A client library's repeat that comes after the session says
+                    // that there is none, whatever its first try did.
+                    Written::Unknown(_) | Written::Refused(ErrorKind::SessionNotFound) => true,
                     Written::Refused(_) => forgotten(update.at),
                     Written::Done(_) => false,
                 }
