@@ -146,6 +146,11 @@ impl CallStream {
     async fn read_on(&mut self, stop: Stop) -> Result<(), Trouble> {
         let mut backoff = Backoff::new();
         loop {
+            // It ended before it came to the number at which it was to be cut:
+            // with its instance.
+            if stop != Stop::StreamEnd && self.answer.is_some() {
+                return self.join_answers().await;
+            }
             let Some(events) = &mut self.events else {
                 self.resume().await?;
                 continue;
