@@ -41,6 +41,8 @@ pub(crate) enum What {
     },
     /// The backend came back under another generation, with or without its data.
     Restarted,
+    /// A session was over its bytes, and is to be shrunk.
+    Shrunk,
     /// All clocks jumped: everybody was suspended.
     Jumped {
         millis: u64,

@@ -2,7 +2,8 @@
 //!
 //! Three instances of the engine, with a link each, share a store. While
 //! clients create sessions, run calls, cut their streams off and resume them
-//! elsewhere, answer requests in competition, cancel and delete, an adversary
+//! elsewhere, answer requests in competition, count the same counter up, listen in
+//! twos, cancel and delete, an adversary
 //! drops, repeats and reorders wake-ups; cuts links; refuses commands, or lets
 //! them take effect and drops the reply, or lets them take effect when their
 //! caller has given up, or twice, or half of a batch; stalls an instance, or all
@@ -20,7 +21,7 @@
 //!
 //! | to | run |
 //! |---|---|
-//! | run 200 seeds, the controls and the checker's own tests | `cargo test -p mcp-adapter-core --test hostile` |
+//! | run 120 seeds, the controls and the checker's own tests | `cargo test -p mcp-adapter-core --test hostile` |
 //! | run 10 000 seeds | `HOSTILE_SEEDS=0..10000 cargo test --release -p mcp-adapter-core --test hostile no_seed -- --nocapture` |
 //! | run one seed | `HOSTILE_SEED=17 cargo test -p mcp-adapter-core --test hostile no_seed` |
 //! | run it often | the same with `HOSTILE_REPEAT=20` |

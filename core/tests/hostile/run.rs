@@ -36,6 +36,8 @@ pub(crate) struct Plan {
     pub(crate) exposure: Exposure,
     pub(crate) repair: bool,
     pub(crate) no_catch_up: bool,
+    /// Sessions that are deleted soon, at least.
+    pub(crate) brief: u64,
 }
 
 impl Plan {
@@ -60,6 +62,7 @@ impl Plan {
             },
             repair: rng.chance(667),
             no_catch_up: false,
+            brief: 0,
         }
     }
 }
@@ -76,7 +79,7 @@ pub(crate) struct Done {
 /// In a third of the runs sessions must be shrunk all the time.
 fn limits(rng: &mut Rng) -> (Limits, bool) {
     let (few, tight) = (rng.chance(250), rng.chance(350));
-    let session_bytes = usize::try_from(rng.within(2500, 8000)).unwrap_or(8000);
+    let session_bytes = usize::try_from(rng.within(1600, 4500)).unwrap_or(4500);
     let limits = Limits::builder()
         .idle_ttl(Duration::from_secs(120))
         .finished_ttl(Duration::from_secs(60))
@@ -84,7 +87,7 @@ fn limits(rng: &mut Rng) -> (Limits, bool) {
         .request_timeout(Duration::from_secs(30))
         .max_outage(Duration::from_secs(40))
         .event_bytes(if tight { 1000 } else { 4096 })
-        .stream_bytes(if tight { 2000 } else { 1 << 20 })
+        .stream_bytes(if tight { 1500 } else { 1 << 20 })
         .session_bytes(if tight { session_bytes } else { 16 << 20 })
         .stream_events(if few { 6 } else { 1024 })
         .build();
@@ -137,7 +140,7 @@ async fn simulate(plan: Plan) -> Done {
         plan.seed,
         until,
         lossy,
-        if tight { 600 } else { 50 },
+        if tight { 800 } else { 50 },
     );
     storm(plan, &load, reference.clone(), &rng).await;
     Adversary::heal(&fleet);
@@ -171,7 +174,7 @@ async fn storm(plan: Plan, load: &Arc<Load>, store: Option<Reference>, rng: &Rng
         let work = Arc::clone(load).session(business, rng.fork("business", number));
         load.spawn(Group::Work, format!("business {number}"), work);
     }
-    for number in 0..size.within(0, 4) {
+    for number in 0..size.within(0, 4).max(plan.brief) {
         let brief = Arc::clone(load).brief(rng.fork("brief", number));
         load.spawn(Group::Work, format!("a brief session, {number}"), brief);
     }

@@ -14,7 +14,7 @@ use mcp_adapter_core::{
     },
 };
 
-use super::link::Link;
+use super::{history::What, link::Link};
 
 pub(crate) struct Wire(pub(crate) Arc<Link>);
 
@@ -123,6 +123,7 @@ impl Storage for Wire {
     }
 
     async fn shrink(&self, session: &SessionKey, max_bytes: u64) -> Result<u64> {
+        self.0.world.history.push(What::Shrunk);
         call!(self, "shrink", [session = *session], storage => storage.shrink(&session, max_bytes))
     }
 

@@ -140,7 +140,11 @@ impl<'a> Facts<'a> {
                 What::Lost { after } => facts.losses.push((at, *after)),
                 What::Restarted => facts.restarts.push(at),
                 What::Jumped { millis } => facts.jumps.push((at, *millis)),
-                What::Fault(_) | What::Hung(_) | What::Leftover(_) | What::Create { .. } => {}
+                What::Shrunk
+                | What::Fault(_)
+                | What::Hung(_)
+                | What::Leftover(_)
+                | What::Create { .. } => {}
                 What::Started { instance } => {
                     facts.instances.entry(*instance).or_default().started = at;
                 }
