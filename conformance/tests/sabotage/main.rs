@@ -86,6 +86,9 @@ fn check(case: &'static str, of_storage: bool, sabotaged: Option<Defect>) -> Res
     }
 }
 
+/// Runs of a case within which it must catch its defect: some show by a race alone.
+const RUNS: usize = 8;
+
 /// `SABOTAGE=race::` hunts for those alone that cases of such a name catch.
 #[test]
 fn each_defect_turns_the_suite_red() {
@@ -104,7 +107,10 @@ fn each_defect_turns_the_suite_red() {
                     else {
                         return;
                     };
-                    let with = check(case, step, Some(defect));
+                    let mut with = Ok(());
+                    for _ in 0..RUNS {
+                        with = with.and_then(|()| check(case, step, Some(defect)));
+                    }
                     let without = check(case, step, None);
                     let why = with.as_ref().err().and_then(|why| why.lines().next());
                     println!("{clause} | {what} | {case} | {}", why.unwrap_or("MISSED"));
