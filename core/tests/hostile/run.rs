@@ -76,9 +76,9 @@ pub(crate) struct Done {
     pub(crate) violations: Vec<Violation>,
 }
 
-/// In a third of the runs sessions must be shrunk all the time.
+/// In half of the runs little may be stored, and in most of those sessions are shrunk.
 fn limits(rng: &mut Rng) -> (Limits, bool) {
-    let (few, tight) = (rng.chance(250), rng.chance(350));
+    let (few, tight) = (rng.chance(250), rng.chance(500));
     let session_bytes = usize::try_from(rng.within(1600, 4500)).unwrap_or(4500);
     let limits = Limits::builder()
         .idle_ttl(Duration::from_secs(120))

