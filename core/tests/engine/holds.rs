@@ -151,3 +151,31 @@ async fn a_thawed_owner_does_not_open_a_stream_again_that_others_have_ended() {
     let gone = b.engine.tail(&id, start_of(&stream)).await;
     assert_eq!(gone.unwrap_err().kind(), ErrorKind::StreamGone);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_tail_that_nobody_polls_keeps_nobody_waiting() {
+    let fleet = Fleet::new(Limits::default());
+    let a = fleet.instance();
+    let id = a.begin().await;
+    let mut y = Listener::new();
+    y.get(&a, &id).await;
+    a.engine.append(&id, bytes("1")).await.unwrap();
+    y.read(&a, &id).await;
+    y.tail = None;
+    // Its client reads nothing more just as its turn begins.
+    let mut x = a.engine.tail(&id, TailFrom::Standalone).await.unwrap();
+    a.link.lose_replies(1);
+    while a.link.replies_left_to_lose() > 0 {
+        assert!(futures::StreamExt::next(&mut x).now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
+    let began = Instant::now();
+    y.get(&a, &id).await;
+    assert!(began.elapsed() < Duration::from_secs(2));
+    drop(x);
+    a.engine.append(&id, bytes("2")).await.unwrap();
+    while y.seen.len() < 2 && began.elapsed() < fleet.limits.lease() * 2 {
+        y.read(&a, &id).await;
+    }
+    assert_eq!(y.seen, ["1", "2"]);
+}

@@ -166,7 +166,25 @@ impl<S: Storage> Shared<S> {
     }
 
     /// Takes a free stream, or that of a holder that is dead, for a tail that waits.
-    async fn take_free(&self, follow: &Arc<Follow>, from: Option<Holder>) -> Result<Held> {
+    ///
+    /// Nobody polls a tail whose client reads nothing, and others wait for the turn:
+    /// so it is taken by a task of its own.
+    async fn take_free(
+        self: &Arc<Self>,
+        follow: &Arc<Follow>,
+        from: Option<Holder>,
+    ) -> Result<Held> {
+        if self.profile.inline {
+            return self.take_in_turn(follow, from).await;
+        }
+        let (shared, follow) = (Arc::clone(self), Arc::clone(follow));
+        let taking = tokio::spawn(async move { shared.take_in_turn(&follow, from).await });
+        taking
+            .await
+            .unwrap_or_else(|error| Err(Error::new(ErrorKind::Closed, "tail").with_source(error)))
+    }
+
+    async fn take_in_turn(&self, follow: &Arc<Follow>, from: Option<Holder>) -> Result<Held> {
         let Follow {
             session, stream, ..
         } = &**follow;
@@ -181,6 +199,11 @@ impl<S: Storage> Shared<S> {
                 // Another client has read in this hold, and was cut off.
                 self.let_go(&holds, *session, number, cursor).await?;
             } else if self.interests.adopt(follow, number) {
+                let follows = self.interests.follows(session, stream);
+                if !follows.iter().any(|other| Arc::ptr_eq(other, follow)) {
+                    // Its client went away meanwhile.
+                    self.let_go(&holds, *session, number, cursor).await?;
+                }
                 return Ok(held);
             } else {
                 let instance = self.me;
