@@ -42,6 +42,12 @@ pub enum OutcomeKind {
 }
 
 impl OutcomeKind {
+    /// Whether the client has answered, with a result or an error.
+    #[must_use]
+    pub const fn is_answer(self) -> bool {
+        matches!(self, Self::Answered | Self::Rejected)
+    }
+
     /// Its name in labels of metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -84,6 +84,12 @@ pub(crate) fn notification(method: &str, params: Option<Value>) -> Bytes {
     value(&message)
 }
 
+/// What tells a client that a request to it is void.
+pub(crate) fn void(wire_id: &str, reason: &str) -> Bytes {
+    let params = json!({"requestId": wire_id, "reason": reason});
+    notification("notifications/cancelled", Some(params))
+}
+
 /// A message for a worker, built from JSON since rmcp's own types can be built
 /// in no other way that holds across its versions.
 fn parse<T: DeserializeOwned>(message: Value) -> Option<T> {

@@ -5,11 +5,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, future, stream};
-use mcp_adapter_core::{
-    EventId, OutcomeKind, Position, Result, RpcId, SessionId, StreamId, TailEvent,
-};
+use mcp_adapter_core::{EventId, Position, Result, RpcId, SessionId, StreamId, TailEvent};
 use serde::Deserialize;
-use serde_json::json;
 
 use crate::{config::Backends, message, question};
 
@@ -107,18 +104,13 @@ async fn end(backends: &Backends, session: &SessionId, open: BTreeSet<Arc<str>>)
             let key = RpcId::String(Arc::clone(&id));
             let void = match requests.cancel(session, &key).await {
                 // `None`: long over, and most likely answered.
-                Ok(outcome) => outcome.is_some_and(|outcome| {
-                    !matches!(outcome, OutcomeKind::Answered | OutcomeKind::Rejected)
-                }),
+                Ok(outcome) => outcome.is_some_and(|outcome| !outcome.is_answer()),
                 Err(error) => {
                     tracing::debug!(%error, "a dead instance's client request was not ended");
                     true
                 }
             };
-            void.then(|| {
-                let params = json!({"requestId": &*id, "reason": REASON});
-                message::notification("notifications/cancelled", Some(params))
-            })
+            void.then(|| message::void(&id, REASON))
         })
         .buffered(PARALLEL)
         .filter_map(future::ready)

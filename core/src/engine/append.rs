@@ -105,14 +105,13 @@ impl<S: Storage> Shared<S> {
         let mut again = Batch::default();
         let mut reopened = Reopened::default();
         for ((mut append, job), mut answer) in appends.into_iter().zip(jobs).zip(answers) {
-            let lost = answer == Appended::NoStream && append.event.is_some();
-            if let (true, Some(owned)) = (lost, &job.item.owned)
-                && self.may_have_lost(owned)
-            {
+            let is_lost = answer == Appended::NoStream && append.event.is_some();
+            let lost = job.item.owned.as_ref().filter(|_| is_lost);
+            if lost.is_some_and(|owned| self.may_have_lost(owned)) {
                 // Ended by others, and removed since: opened again it would go on
                 // after its end.
                 answer = Appended::Fenced;
-            } else if let (true, Some(owned)) = (lost, &job.item.owned) {
+            } else if let Some(owned) = lost {
                 let opening = async {
                     let open = self.reopen(owned).await;
                     if open && self.profile.repair {

@@ -386,7 +386,8 @@ impl<S: Storage> Shared<S> {
                 // Its existence is decided here, its turn is decided later.
                 self.standalone(session).await?;
                 let follow = Follow::new(session, StreamId::standalone(), 0, true);
-                self.wait_in_line(follow, Position::START, Turn::Waits)
+                let listed = Listed::new(self, &follow);
+                self.wait_in_line(follow, listed, Position::START, Turn::Waits)
             }
             TailFrom::Returning { after, hold } => self.come_back(session, after, hold).await,
         }

@@ -96,8 +96,7 @@ async fn a_dead_owner_is_ended_and_a_thawed_one_is_fenced() {
 async fn a_thawed_instance_says_nothing_on_a_tail_that_was_taken_over() {
     let fleet = Fleet::new(Limits::default());
     let (a, b) = (fleet.instance(), fleet.instance());
-    let id = session();
-    a.engine.create(&id, record()).await.unwrap();
+    let id = a.begin().await;
     let writer = open(&a.engine, &id, 1).await;
     let mut own = writer.attach();
     let first = writer.append(bytes("1")).await.unwrap();
@@ -114,8 +113,7 @@ async fn a_thawed_instance_says_nothing_on_a_tail_that_was_taken_over() {
 async fn a_cancelled_call_of_a_dead_owner_ends_as_cancelled() {
     let fleet = Fleet::new(Limits::default());
     let (a, b) = (fleet.instance(), fleet.instance());
-    let id = session();
-    a.engine.create(&id, record()).await.unwrap();
+    let id = a.begin().await;
     let writer = open(&a.engine, &id, 1).await;
     let first = writer.append(bytes("1")).await.unwrap();
     a.link.cut();

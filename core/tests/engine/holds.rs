@@ -4,12 +4,14 @@
 use std::time::Duration;
 
 use futures::FutureExt;
-use mcp_adapter_core::{ErrorKind, Limits, Position, Revocation, SessionAdapter, TailFrom};
+use mcp_adapter_core::{
+    ErrorKind, Limits, Position, Revocation, SessionAdapter, SessionId, TailFrom,
+};
 use tokio::time::{Instant, sleep};
 
 use super::{
     listeners::Listener,
-    support::{Fleet, all, bytes, open, start_of},
+    support::{Fleet, Instance, all, bytes, open, start_of},
 };
 
 /// Until a step that gets no answer is given up.
@@ -39,19 +41,27 @@ async fn a_holder_that_stood_still_gets_what_was_its_own_on_its_open_connection(
     assert_eq!(y.seen, ["3"]);
 }
 
+/// A client that has read one event at `a`, whose hold is not let go of: nothing gets
+/// through when it goes away.
+async fn cut_off(a: &Instance, b: &Instance, id: &SessionId) -> Listener {
+    let mut x = Listener::new();
+    x.get(a, id).await;
+    b.engine.append(id, bytes("1")).await.expect("stored");
+    x.read(a, id).await;
+    a.link.cut();
+    x.tail = None;
+    sleep(GIVEN_UP).await;
+    a.link.mend();
+    x
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_was_read_in_a_hold_that_was_not_let_go_of_comes_to_nobody_else() {
     let fleet = Fleet::new(Limits::default());
     let (a, b) = (fleet.instance(), fleet.instance());
     let id = a.begin().await;
-    let (mut x, mut y) = (Listener::new(), Listener::new());
-    x.get(&a, &id).await;
-    b.engine.append(&id, bytes("1")).await.unwrap();
-    x.read(&a, &id).await;
-    a.link.cut();
-    x.tail = None;
-    sleep(GIVEN_UP).await;
-    a.link.mend();
+    let mut y = Listener::new();
+    let mut x = cut_off(&a, &b, &id).await;
     sleep(Duration::from_secs(2)).await;
     // The backend thinks that this instance holds the stream, and does not know for
     // whom.
@@ -69,14 +79,8 @@ async fn a_hold_that_was_not_let_go_of_keeps_nobody_waiting_elsewhere() {
     let fleet = Fleet::new(Limits::default());
     let (a, b) = (fleet.instance(), fleet.instance());
     let id = a.begin().await;
-    let (mut x, mut y) = (Listener::new(), Listener::new());
-    x.get(&a, &id).await;
-    b.engine.append(&id, bytes("1")).await.unwrap();
-    x.read(&a, &id).await;
-    a.link.cut();
-    x.tail = None;
-    sleep(GIVEN_UP).await;
-    a.link.mend();
+    let mut y = Listener::new();
+    let _x = cut_off(&a, &b, &id).await;
     y.get(&b, &id).await;
     b.engine.append(&id, bytes("2")).await.unwrap();
     let began = Instant::now();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use mcp_adapter_core::{Limits, SessionAdapter, SessionId, Tail, TailEvent, TailFrom};
 
-use super::support::{Fleet, Instance, bytes, session, show};
+use super::support::{Fleet, Instance, bytes, show};
 
 /// A client that listens as an `EventSource` does: it comes back with what it had
 /// last, and remembers what it was told.
@@ -75,11 +75,7 @@ async fn two_listeners_that_come_back_come_to_rest() {
     let (a, b) = (fleet.instance(), fleet.instance());
     for same in [true, false] {
         let second = if same { &a } else { &b };
-        let id = session();
-        a.engine
-            .create(&id, super::support::record())
-            .await
-            .unwrap();
+        let id = a.begin().await;
         let (mut x, mut y) = (Listener::new(), Listener::new());
         x.get(&a, &id).await;
         y.get(second, &id).await;
@@ -116,11 +112,7 @@ async fn two_listeners_that_come_back_come_to_rest() {
 async fn who_comes_back_from_a_dead_socket_gets_its_stream_at_once() {
     let fleet = Fleet::new(Limits::default());
     let (a, b) = (fleet.instance(), fleet.instance());
-    let id = session();
-    a.engine
-        .create(&id, super::support::record())
-        .await
-        .unwrap();
+    let id = a.begin().await;
     let mut client = Listener::new();
     client.get(&a, &id).await;
     client.read(&a, &id).await;
@@ -151,11 +143,7 @@ async fn who_comes_back_from_a_dead_socket_gets_its_stream_at_once() {
 async fn a_displaced_listener_has_its_turn_when_nobody_comes_back() {
     let fleet = Fleet::new(Limits::default());
     let (a, b) = (fleet.instance(), fleet.instance());
-    let id = session();
-    a.engine
-        .create(&id, super::support::record())
-        .await
-        .unwrap();
+    let id = a.begin().await;
     // Two clients that share what they had last.
     let (mut x, mut y) = (Listener::new(), Listener::new());
     x.get(&a, &id).await;
@@ -179,11 +167,7 @@ async fn a_displaced_listener_has_its_turn_when_nobody_comes_back() {
 async fn what_was_written_to_a_dead_instance_is_still_its_listeners() {
     let fleet = Fleet::new(Limits::default());
     let (a, b) = (fleet.instance(), fleet.instance());
-    let id = session();
-    a.engine
-        .create(&id, super::support::record())
-        .await
-        .unwrap();
+    let id = a.begin().await;
     let (mut x, mut y) = (Listener::new(), Listener::new());
     x.get(&a, &id).await;
     x.read(&a, &id).await;

@@ -10,7 +10,6 @@ use futures::{
 };
 use mcp_adapter_core::{ErrorKind, Outcome, OutcomeKind, Result, RpcId};
 use rmcp::model::{CancelledNotification, NumberOrString, RequestId, ServerJsonRpcMessage};
-use serde_json::json;
 
 use super::{
     Call, Worker,
@@ -102,9 +101,7 @@ impl Worker {
         let (true, Some(reason)) = (asked.shown, why.reason()) else {
             return future::ready(()).boxed();
         };
-        let params = json!({"requestId": &*asked.wire_id, "reason": reason});
-        let event = message::notification("notifications/cancelled", Some(params));
-        self.tell_cancelled(asked, event)
+        self.tell_cancelled(asked, message::void(&asked.wire_id, reason))
     }
 
     fn tell_cancelled(self: &Arc<Self>, asked: &Asked, event: Bytes) -> BoxFuture<'static, ()> {
@@ -147,7 +144,7 @@ impl Worker {
             }
         };
         count_outcome(outcome);
-        !matches!(outcome, OutcomeKind::Answered | OutcomeKind::Rejected)
+        !outcome.is_answer()
     }
 
     /// Ends a request that was taken off the table.

@@ -212,22 +212,20 @@ impl<S: Storage> Shared<S> {
         }
     }
 
-    /// A tail that is silent until its turn.
+    /// A tail that is silent until its turn, of a follow that is listed.
     pub(super) fn wait_in_line(
         self: &Arc<Self>,
         follow: Arc<Follow>,
+        listed: Listed<'_, S>,
         cursor: Position,
         turn: Turn,
     ) -> Result<Tail> {
         let line = self.interests.follows(&follow.session, &follow.stream);
         let ahead = line.iter().filter(|other| !Arc::ptr_eq(other, &follow));
         if ahead.count() > self.limits.waiting_streams() {
-            self.interests.remove_follow(&follow);
             return Err(Error::new(ErrorKind::Overloaded, "tail"));
         }
-        if !line.iter().any(|other| Arc::ptr_eq(other, &follow)) {
-            self.interests.add_follow(&follow);
-        }
+        listed.stays();
         Ok(start(self, follow, cursor, turn))
     }
 
@@ -281,8 +279,6 @@ impl<S: Storage> Shared<S> {
                 _ => holds.settle(next),
             }
         }
-        let tail = self.wait_in_line(follow, after, turn)?;
-        listed.stays();
-        Ok(tail)
+        self.wait_in_line(follow, listed, after, turn)
     }
 }
